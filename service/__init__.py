@@ -1,0 +1,1 @@
+"""The HTTP gateway. It never imports torch."""
