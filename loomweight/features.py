@@ -1,0 +1,84 @@
+"""The frozen image encoder: images to features, the eyes of everything else.
+
+A small residual convnet with batch norm (He et al. 2016, the "ResNet-9" shape used for fast CIFAR training), trained by
+`trainer/encoder.py` to classify the training classes, then frozen. Its features condition the generator and carry the
+`head` target.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+SIDE = 32
+"""Height and width, in pixels, that images are brought to."""
+
+
+def preprocess(images: Tensor) -> Tensor:
+    """Bring float images (n, 3, h, w) in [0, 1] to (n, 3, 32, 32): bilinear with antialiasing, as the exported ONNX does."""
+    if images.shape[-2:] == (SIDE, SIDE):
+        return images
+    return nn.functional.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+
+
+@dataclass(frozen=True)
+class ImageEncoderConfig:
+    """Shape of the encoder."""
+
+    width: int = 32
+
+    @property
+    def dim(self) -> int:
+        """Features per image."""
+        return 8 * self.width
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.block = _block(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block(x)
+
+
+class ImageEncoder(nn.Module):
+    """Images (n, 3, 32, 32) in [0, 1] to features (n, dim)."""
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        w = config.width
+        self.body = nn.Sequential(
+            _block(3, w),
+            nn.MaxPool2d(2),  # (n, w, 16, 16)
+            _block(w, 2 * w),
+            nn.MaxPool2d(2),  # (n, 2w, 8, 8)
+            _block(2 * w, 4 * w),
+            _Residual(4 * w),
+            nn.MaxPool2d(2),  # (n, 4w, 4, 4)
+            _block(4 * w, 8 * w),
+            _Residual(8 * w),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.register_buffer("mean", torch.zeros(config.dim))  # of raw features; set by calibrate() once training is over
+        self.mean: Tensor
+
+    def raw(self, images: Tensor) -> Tensor:
+        """Features as the classifier of the training classes reads them."""
+        out: Tensor = self.body((images - 0.5) / 0.25)
+        return out
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Centred and on the sphere of radius sqrt(dim): better for few images than raw features (docs/log.md, 2).
+        return nn.functional.normalize(self.raw(images) - self.mean, dim=-1) * self.config.dim**0.5
+
+    @torch.no_grad()
+    def calibrate(self, features: Tensor) -> None:
+        """Set the centre from a sample (n, dim) of raw features."""
+        self.mean.copy_(features.mean(0))

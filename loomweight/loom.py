@@ -1,0 +1,121 @@
+"""The loom: all trained parts that fill one target architecture with weights, and how they fit together.
+
+    images ─► features ─► condition (class tokens, set code) ─► denoiser ─► latents ─► trunk and row differences
+                 └─► ridge head on the generated trunk's own features ──────────────────────► + ─► network
+
+What is diffused is the difference from the closed-form model: global latents move the trunk away from the shared
+initialisation, class latents move head rows away from ridge regression on the generated trunk. Training and inference
+both go through this file, so they cannot disagree.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from loomweight.architectures import ArchitectureSpec
+from loomweight.closed_form import RidgeHead
+from loomweight.denoiser import Condition, Denoiser, DenoiserConfig
+from loomweight.set_encoder import SetEncoder, SetEncoderConfig
+from loomweight.weight_vae import WeightVae, WeightVaeConfig, join
+
+
+@dataclass(frozen=True)
+class Support:
+    """The conditioning images of a batch of tasks, b tasks of k classes with m places each; `mask` says which are filled."""
+
+    images: Tensor  # (b, k, m, c, h, w), adapted to the target; features for a target without a trunk
+    features: Tensor  # (b, k, m, encoder dim)
+    trunk_features: Tensor  # (b, k, m, width): of the shared initialisation
+    mask: Tensor  # (b, k, m) bool
+
+    @property
+    def classes(self) -> int:
+        """Number of classes, the same in all tasks of the batch."""
+        return self.mask.shape[1]
+
+
+@dataclass(frozen=True)
+class LoomConfig:
+    """Shapes of all parts of one target."""
+
+    target: str
+    vae: WeightVaeConfig
+    set_encoder: SetEncoderConfig
+    denoiser: DenoiserConfig
+
+
+def denoiser_inputs(spec: ArchitectureSpec, encoder_dim: int, set_width: int) -> tuple[int, int]:
+    """Values of a condition per class and overall; see `Loom.condition`."""
+    return encoder_dim + set_width + 2 * spec.width + 2, encoder_dim + set_width + 2
+
+
+class Loom(nn.Module):
+    """Everything trained for one target; see the module's text."""
+
+    def __init__(self, spec: ArchitectureSpec, config: LoomConfig) -> None:
+        super().__init__()
+        self.spec, self.config = spec, config
+        self.vae = WeightVae(config.vae)
+        self.set_encoder = SetEncoder(config.set_encoder)
+        self.ridge = RidgeHead()
+        self.denoiser = Denoiser(config.denoiser)
+        # Spread of the differences by latent token and value, one row a global token and one for all classes: what is
+        # diffused has unit scale whatever the zoo's.
+        self.register_buffer("spread", torch.ones(config.vae.latents + 1, config.vae.dim))
+        self.spread: Tensor
+
+    def condition(self, support: Support) -> Condition:
+        """What the denoiser is told: means of both kinds of features, the closed-form rows, the set encoder's codes, counts."""
+        count = support.mask.sum(-1, keepdim=True)  # (b, k, 1)
+        weight = (support.mask / count)[..., None]
+        mean = (weight * support.features).sum(-2)  # (b, k, D)
+        trunk_mean = (weight * support.trunk_features).sum(-2)  # (b, k, w)
+        rows = self.ridge(support.trunk_features, support.mask) / self.vae.row_scale
+        class_codes, set_code = self.set_encoder(support.features, support.mask)
+        classwise = torch.cat((mean, class_codes, trunk_mean, rows, count.log()), -1)
+        shots = count.float().mean(1).log()
+        classes = torch.full_like(shots, float(support.classes)).log()
+        return Condition(classwise, torch.cat((mean.mean(1), set_code, shots, classes), -1))
+
+    def denoise(self, z: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None) -> Tensor:
+        """Clean latents of unit scale (b, latents + k, dim) from noisy ones; `keep` (b,) drops conditions where it is 0."""
+        keep = torch.ones(len(z)) if keep is None else keep
+        out: Tensor = self.denoiser(z, t, condition.classwise, condition.overall, keep)
+        return out
+
+    def unscale(self, z: Tensor) -> Tensor:
+        """From the diffusion's unit scale to the autoencoder's; `z / unscale(1)` goes back."""
+        latents = self.config.vae.latents
+        return z * torch.cat((self.spread[:latents], self.spread[latents:].expand(z.shape[1] - latents, -1)))
+
+    def latent_shape(self, batch: int, classes: int) -> tuple[int, int, int]:
+        """Shape of the latents of a batch of tasks."""
+        return batch, self.config.vae.latents + classes, self.config.vae.dim
+
+    def trunks(self, latents: Tensor) -> Tensor:
+        """Flat trunk weights (b, p) of latents (b, latents + k, dim)."""
+        return self.vae.decode(latents[:, : self.config.vae.latents])
+
+    def features(self, trunk: Tensor, images: Tensor) -> Tensor:
+        """What a head reads, (n, width), from one flat trunk (p,) and adapted images (n, c, h, w)."""
+        if not self.spec.trunk:
+            return images
+        weights = join(self.spec, trunk, trunk.new_zeros(1, self.spec.width + 1))
+        return self.spec.features(weights, images.contiguous(memory_format=torch.channels_last))
+
+    def rows(self, latents: Tensor, trunks: Tensor, support: Support) -> tuple[Tensor, Tensor]:
+        """Head rows (b, k, width + 1) of latents on their decoded trunks, and the closed-form part of them alone."""
+        if self.spec.trunk:
+            b, k, m = support.mask.shape
+            features = torch.stack(
+                [self.features(trunk, images.flatten(0, 1)) for trunk, images in zip(trunks, support.images, strict=True)]
+            ).view(b, k, m, -1)
+        else:
+            features = support.trunk_features
+        base = self.ridge(features, support.mask)
+        return base + self.vae.decode_row(latents[:, self.config.vae.latents :]), base
+
+    def logits(self, trunk: Tensor, rows: Tensor, images: Tensor) -> Tensor:
+        """Logits (n, k) of one generated network on adapted images."""
+        return nn.functional.linear(self.features(trunk, images), rows[:, :-1], rows[:, -1])

@@ -1,0 +1,117 @@
+"""The trainer's command line: `loomweight train STAGE --recipe NAME --run DIR [--data DIR]`.
+
+Stages in order; `all` runs them one after another. Each leaves its product in the run folder and starts where it stopped.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer import recipe as recipes
+from trainer.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a stage may need beside the recipe and the run folder."""
+
+    data: Path | None
+    shard: int
+    shards: int
+    processes: int
+    out: Path | None
+
+
+def _prepare(recipe: Recipe, run: Path, options: Options) -> None:
+    from trainer import data
+
+    data.prepare(recipe, run, options.data)
+
+
+def _encoder(recipe: Recipe, run: Path, options: Options) -> None:
+    from trainer import encoder
+
+    encoder.train(recipe, run)
+
+
+def _shared(recipe: Recipe, run: Path, options: Options) -> None:
+    from trainer import shared
+
+    shared.train(recipe, run)
+
+
+def _bank(recipe: Recipe, run: Path, options: Options) -> None:
+    from trainer import bank
+
+    bank.build(recipe, run)
+
+
+def _zoo(recipe: Recipe, run: Path, options: Options) -> None:
+    from trainer import zoo
+
+    for target in recipe.targets:
+        zoo.build(recipe, run, target, shard=options.shard, shards=options.shards, processes=options.processes)
+
+
+def _vae(recipe: Recipe, run: Path, options: Options) -> None:
+    from trainer import vae
+
+    vae.train(recipe, run)
+
+
+def _set_encoder(recipe: Recipe, run: Path, options: Options) -> None:
+    from trainer import set_encoder
+
+    set_encoder.train(recipe, run)
+
+
+def _diffusion(recipe: Recipe, run: Path, options: Options) -> None:
+    from trainer import diffusion
+
+    diffusion.train(recipe, run)
+
+
+STAGES: dict[str, Callable[[Recipe, Path, Options], None]] = {
+    "data": _prepare,
+    "encoder": _encoder,
+    "shared": _shared,
+    "bank": _bank,
+    "zoo": _zoo,
+    "vae": _vae,
+    "set_encoder": _set_encoder,
+    "diffusion": _diffusion,
+}
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not i/n with 0 <= i < n")
+    return int(index), int(count)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stage, or all."""
+    parser = argparse.ArgumentParser(prog="loomweight train", description=__doc__)
+    parser.add_argument("stage", choices=[*STAGES, "all"])
+    parser.add_argument("--recipe", default="starter", help="a shipped recipe's name or a TOML file")
+    parser.add_argument("--run", type=Path, default=None, help="folder of the run (default runs/RECIPE)")
+    parser.add_argument("--data", type=Path, default=None, help="folder of image sets in the Hugging Face parquet layout")
+    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="stage zoo: build this part only")
+    parser.add_argument("--processes", type=int, default=2, help="stage zoo: models trained side by side")
+    parser.add_argument("--out", type=Path, default=None, help="stage export: the bundle's folder (default bundles/RECIPE)")
+    arguments = parser.parse_args(argv)
+    recipe = recipes.load(arguments.recipe)
+    run = arguments.run or Path("runs") / recipe.name
+    torch.set_num_threads(recipe.threads)
+    options = Options(arguments.data, *arguments.shard, arguments.processes, arguments.out)
+    for name in STAGES if arguments.stage == "all" else [arguments.stage]:
+        STAGES[name](recipe, run, options)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,98 @@
+"""The one training loop: it counts, logs, saves and resumes; a stage brings only its step.
+
+A run that is stopped and started again continues from its last checkpoint with the same random draws, so it ends with the
+same weights as one that was left alone.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from trainer.recipe import TrainingRecipe
+
+Step = Callable[[int, Generator], tuple[Tensor, dict[str, float]]]
+
+
+def learning_rate(recipe: TrainingRecipe, step: int) -> float:
+    """Linear warm-up over the first twentieth, then half a cosine down to a hundredth."""
+    warm = max(1, recipe.steps // 20)
+    if step < warm:
+        return recipe.lr * (step + 1) / warm
+    done = (step - warm) / max(1, recipe.steps - warm)
+    return recipe.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def fit(
+    folder: Path,
+    modules: nn.ModuleDict,
+    recipe: TrainingRecipe,
+    step: Step,
+    *,
+    seed: int,
+    parameters: Iterable[Tensor] | None = None,
+    after: Callable[[int], None] | None = None,
+    save_every: int = 500,
+    clip: float = 1.0,
+) -> float:
+    """Train `modules` for `recipe.steps` AdamW steps; returns the seconds that this call took.
+
+    `step(i, generator)` gives the loss and figures to log. Everything trainable and everything to resume lives in
+    `modules` (averages of weights included) and in the generator; `after(i)` runs behind every update.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = [p for p in (parameters or modules.parameters()) if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    plain = [p for p in trained if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=recipe.lr
+    )
+    generator = Generator().manual_seed(seed)
+    checkpoint = folder / "checkpoint.pt"
+    first = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        modules.load_state_dict(saved["modules"])
+        optimizer.load_state_dict(saved["optimizer"])
+        generator.set_state(saved["generator"])
+        first = saved["step"]
+    started = time.perf_counter()
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc=folder.name, mininterval=5)
+        for i in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, i)
+            loss, figures = step(i, generator)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"{folder.name}: the loss is {loss.item()} at step {i}")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(trained, clip)
+            optimizer.step()
+            if after is not None:
+                after(i)
+            if i % 20 == 0 or i == recipe.steps - 1:
+                figures = {"loss": loss.item(), "gradient_norm": float(norm), **figures}
+                for name, value in figures.items():
+                    writer.add_scalar(f"{folder.name}/{name}", value, i)
+                bar.set_postfix({k: f"{v:.3g}" for k, v in figures.items()})
+            if (i + 1) % save_every == 0 or i == recipe.steps - 1:
+                _save(checkpoint, modules, optimizer, generator, i + 1)
+    return time.perf_counter() - started
+
+
+def _save(path: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, generator: Generator, step: int) -> None:
+    state = {
+        "modules": modules.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generator": generator.get_state(),
+        "step": step,
+    }
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
