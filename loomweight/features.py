@@ -7,7 +7,9 @@ A small residual convnet with batch norm (He et al. 2016, the "ResNet-9" shape u
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 SIDE = 32
@@ -77,6 +79,22 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         # Centred and on the sphere of radius sqrt(dim): better for few images than raw features (docs/log.md, 2).
         return nn.functional.normalize(self.raw(images) - self.mean, dim=-1) * self.config.dim**0.5
+
+    @torch.no_grad()
+    def folded(self) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
+        """The body as (kind, weight, bias) with batch norm folded into the convolutions; kinds: block, residual, pool."""
+        steps = []
+        for module in self.body:
+            if isinstance(module, nn.MaxPool2d):
+                steps.append(("pool", np.empty(0, np.float32), np.empty(0, np.float32)))
+            elif isinstance(module, nn.Sequential | _Residual):
+                conv, norm = (module.block if isinstance(module, _Residual) else module)[:2]
+                factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+                weight = conv.weight * factor[:, None, None, None]
+                bias = norm.bias - norm.running_mean * factor
+                kind = "residual" if isinstance(module, _Residual) else "block"
+                steps.append((kind, weight.contiguous().numpy(), bias.numpy()))
+        return steps
 
     @torch.no_grad()
     def calibrate(self, features: Tensor) -> None:

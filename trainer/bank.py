@@ -5,10 +5,12 @@ Generator tasks are drawn from here, thousands of them, without running the enco
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 from tqdm import tqdm
@@ -83,6 +85,13 @@ def load(recipe: Recipe, run: Path) -> dict[Variant, Shelf]:
         roles = tuple(data.role(variant.domain, int(c)) for c in t["classes"])
         shelves[variant] = Shelf(variant, t["classes"], roles, t["images"], t["features"], trunks)
     return shelves
+
+
+@lru_cache(maxsize=64)
+def features(run: Path, variant: Variant) -> tuple[list[int], Tensor]:
+    """Classes of a variant and their features (c, m, dim) alone."""
+    with safe_open(_file(run, variant), framework="pt") as opened:
+        return opened.get_tensor("classes").tolist(), opened.get_tensor("features")
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,13 @@ def _diffusion(recipe: Recipe, run: Path, options: Options) -> None:
     diffusion.train(recipe, run)
 
 
+def _export(recipe: Recipe, run: Path, options: Options) -> None:
+    from trainer import export
+
+    manifest = export.export(recipe, run, options.out or Path("bundles") / recipe.name)
+    print(manifest["id"])
+
+
 STAGES: dict[str, Callable[[Recipe, Path, Options], None]] = {
     "data": _prepare,
     "encoder": _encoder,
@@ -83,6 +90,7 @@ STAGES: dict[str, Callable[[Recipe, Path, Options], None]] = {
     "vae": _vae,
     "set_encoder": _set_encoder,
     "diffusion": _diffusion,
+    "export": _export,
 }
 
 

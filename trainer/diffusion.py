@@ -20,6 +20,7 @@ from loomweight.denoiser import DenoiserConfig
 from loomweight.diffusion import CosineSchedule
 from loomweight.loom import Loom, LoomConfig, Support, denoiser_inputs
 from trainer import bank, set_encoder, vae, zoo
+from trainer import encoder as image_encoder
 from trainer.loop import fit
 from trainer.recipe import GeneratorRecipe, Recipe
 
@@ -29,7 +30,7 @@ Pick = tuple[bank.Shelf, Tensor]
 def new_loom(recipe: Recipe, run: Path, target: str) -> Loom:
     """A loom with the run's frozen parts in place and a fresh denoiser."""
     settings = recipe.targets[target].diffusion
-    spec, dim = vae.spec_of(run, target)
+    spec, dim = zoo.spec_of(run, target), image_encoder.config(run).dim
     coder, sets = vae.load(run, target), set_encoder.load(run, target)
     classwise, overall = denoiser_inputs(spec, dim, sets.config.width)
     shape = DenoiserConfig(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
 from loomweight.features import ImageEncoder, ImageEncoderConfig
@@ -57,9 +57,9 @@ def train(recipe: Recipe, run: Path) -> None:
     folder = run / "encoder"
     sampler = Sampler(data.load_all(recipe, run, "train"), recipe.encoder.weights)
     torch.manual_seed(recipe.seed)
-    config = ImageEncoderConfig(width=recipe.encoder.width)
-    encoder = ImageEncoder(config).to(memory_format=torch.channels_last)
-    head = nn.Linear(config.dim, sampler.classes)
+    shape = ImageEncoderConfig(width=recipe.encoder.width)
+    encoder = ImageEncoder(shape).to(memory_format=torch.channels_last)
+    head = nn.Linear(shape.dim, sampler.classes)
     modules = nn.ModuleDict({"encoder": encoder, "head": head})
     modules.train()
 
@@ -77,15 +77,17 @@ def train(recipe: Recipe, run: Path) -> None:
         encoder.calibrate(torch.cat([encoder.raw(sampler.draw(256, generator)[0]) for _ in range(20)]))
     save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, folder / "encoder.safetensors")
     (folder / "encoder.json").write_text(
-        json.dumps({"width": config.width, "classes": sampler.classes, "seconds": seconds, "recipe": recipe.sha256}, indent=1)
+        json.dumps({"width": shape.width, "classes": sampler.classes, "seconds": seconds, "recipe": recipe.sha256}, indent=1)
     )
+
+
+def config(run: Path) -> ImageEncoderConfig:
+    """Shape of the encoder that the stage wrote."""
+    return ImageEncoderConfig(width=json.loads((run / "encoder" / "encoder.json").read_text())["width"])
 
 
 def load(run: Path) -> ImageEncoder:
     """The frozen encoder that the stage wrote."""
-    from safetensors.torch import load_file
-
-    meta = json.loads((run / "encoder" / "encoder.json").read_text())
-    encoder = ImageEncoder(ImageEncoderConfig(width=meta["width"]))
+    encoder = ImageEncoder(config(run))
     encoder.load_state_dict(load_file(run / "encoder" / "encoder.safetensors"))
     return encoder.eval().requires_grad_(False)

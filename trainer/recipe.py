@@ -118,6 +118,14 @@ class BankRecipe:
 
 
 @dataclass(frozen=True)
+class SamplingRecipe:
+    """The defaults that a bundle samples with."""
+
+    steps: int = 8
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole run."""
 
@@ -127,6 +135,7 @@ class Recipe:
     data: DataRecipe = DataRecipe()
     encoder: EncoderRecipe = EncoderRecipe()
     bank: BankRecipe = BankRecipe()
+    sampling: SamplingRecipe = SamplingRecipe()
     targets: dict[str, TargetRecipe] = field(default_factory=lambda: {"head": TargetRecipe(), "cnn-s": TargetRecipe()})
 
     @property

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from loomweight.set_encoder import SetEncoder, SetEncoderConfig, alignment_loss
 from trainer import bank, vae, zoo
+from trainer import encoder as image_encoder
 from trainer.loop import fit
 from trainer.recipe import Recipe
 
@@ -27,7 +28,7 @@ def train(recipe: Recipe, run: Path) -> None:
 
 def _train(recipe: Recipe, run: Path, target: str, shelves: dict[bank.Variant, bank.Shelf]) -> None:
     settings = recipe.targets[target].set_encoder
-    spec, dim = vae.spec_of(run, target)
+    spec, dim = zoo.spec_of(run, target), image_encoder.config(run).dim
     coder = vae.load(run, target)
     by_count: dict[int, list[tuple[vae.Codes, Tensor, Tensor]]] = defaultdict(list)
     with torch.no_grad():

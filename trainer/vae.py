@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
-from loomweight import architectures
 from loomweight.architectures import ArchitectureSpec
 from loomweight.errors import GateFailed
 from loomweight.weight_vae import WeightVae, WeightVaeConfig, flatten, join
@@ -44,12 +43,6 @@ def codes(spec: ArchitectureSpec, models: list[ZooModel]) -> list[Codes]:
     return [Codes(m, trunk, rows - rows.mean(0)) for m, trunk, rows in flat]
 
 
-def spec_of(run: Path, target: str) -> tuple[ArchitectureSpec, int]:
-    """The target's architecture and the encoder's feature dimension."""
-    dim = encoder.load(run).config.dim
-    return architectures.get(target, encoder_dim=dim), dim
-
-
 def _fresh(spec: ArchitectureSpec, settings: VaeRecipe, trunk: dict[str, Tensor], zoo_codes: list[Codes]) -> WeightVae:
     train = [c for c in zoo_codes if not held_out(c.model.index)]
     latents = settings.latents if spec.trunk else 0
@@ -74,7 +67,7 @@ def train(recipe: Recipe, run: Path) -> None:
     shelves = bank.load(recipe, run)
     for target, recipe_of_target in recipe.targets.items():
         settings = recipe_of_target.vae
-        spec, dim = spec_of(run, target)
+        spec, dim = zoo.spec_of(run, target), encoder.config(run).dim
         zoo_codes = codes(spec, list(zoo.models(run, target)))
         vae = _fresh(spec, settings, shared.load(run, target), zoo_codes)
         episodes = bank.Episodes(recipe, shelves, target, dim)
@@ -138,7 +131,7 @@ def shelf_places(shelf: bank.Shelf, classes: tuple[int, ...]) -> Tensor:
 @torch.no_grad()
 def gate(recipe: Recipe, run: Path, target: str, vae: WeightVae, zoo_codes: list[Codes]) -> dict[str, float]:
     """Test accuracy of decoded zoo models as a share of the originals', for trained and held-out models."""
-    spec, _ = spec_of(run, target)
+    spec = zoo.spec_of(run, target)
     totals = {False: [0.0, 0.0], True: [0.0, 0.0]}
     for c in zoo_codes:
         mean_g, mean_r = vae.encode(c.trunk[None], c.rows[None])

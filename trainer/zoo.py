@@ -10,7 +10,6 @@ import multiprocessing as mp
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -21,8 +20,7 @@ from tqdm import tqdm
 
 from loomweight import alignment, architectures
 from loomweight.architectures import ArchitectureSpec
-from loomweight.features import ImageEncoder
-from trainer import data, encoder, shared, tasks, views
+from trainer import bank, data, encoder, shared, tasks, views
 from trainer.recipe import Recipe, ZooRecipe
 from trainer.tasks import Task, Variant
 
@@ -87,14 +85,12 @@ def _build_one(job: tuple[Recipe, Path, str, int]) -> None:
     task = task_of(recipe, run, target, index)
     start = time.perf_counter()
     generator = Generator().manual_seed(recipe.seed * 100_003 + index)
-    splits = {s: domain_of(recipe, run, task.variant.domain, s) for s in ("train", "test")}
-    x, y = task.images(splits["train"], settings.per_class, seed=index)
-    if target == "head":
-        eyes = _eyes(run)
-        spec, x = architectures.head(eyes.config.dim), _see(eyes, x)
+    spec = spec_of(run, target)
+    x, y = training_images(recipe, run, target, task, index)
+    test_x, test_y = test_images(recipe, run, target, task)
+    if not spec.trunk:
         weights, train_accuracy = fit_head(spec, x, y, len(task.classes))
     else:
-        spec = architectures.get(target, encoder_dim=1)
         initial = spec.initial(len(task.classes), generator)
         if settings.init == "shared":
             initial = {**initial, **shared.load(run, target), "head.weight": torch.zeros_like(initial["head.weight"])}
@@ -103,7 +99,6 @@ def _build_one(job: tuple[Recipe, Path, str, int]) -> None:
             # Hidden units of independent seeds come in any order: bring them to model 0's.
             order = alignment.match(spec, weights, _reference(recipe, run, target), generator)
             weights = alignment.permute(spec, weights, order)
-    test_x, test_y = test_images(recipe, run, target, task)
     meta = {
         "index": index,
         "variant": asdict(task.variant),
@@ -117,20 +112,36 @@ def _build_one(job: tuple[Recipe, Path, str, int]) -> None:
     _write(out.with_suffix(".json"), json.dumps(meta).encode())  # last: a model without it is made again
 
 
+def spec_of(run: Path, target: str) -> ArchitectureSpec:
+    """The architecture of a target in a run."""
+    return architectures.get(target, encoder_dim=encoder.config(run).dim)
+
+
+def training_images(recipe: Recipe, run: Path, target: str, task: Task, seed: int) -> tuple[Tensor, Tensor]:
+    """Training images (n, 3, 32, 32) of a task and labels (n,); for a head the bank's features (n, d), two thirds of them."""
+    if target == "head":
+        features = _features(run, task)
+        return _labelled(features[:, : features.shape[1] * 2 // 3])
+    settings = recipe.targets[target].zoo
+    return task.images(domain_of(recipe, run, task.variant.domain, "train"), settings.per_class, seed=seed)
+
+
 def test_images(recipe: Recipe, run: Path, target: str, task: Task) -> tuple[Tensor, Tensor]:
-    """Test images (n, 3, 32, 32) of a task, at most 50 a class, or their features (n, d) for a head; labels (n,)."""
-    x, y = task.images(domain_of(recipe, run, task.variant.domain, "test"), 50)
-    return (_see(_eyes(run), x), y) if target == "head" else (x, y)
+    """Test images of a task, at most 50 a class; for a head the last third of the bank's features."""
+    if target == "head":
+        features = _features(run, task)
+        return _labelled(features[:, features.shape[1] * 2 // 3 :])
+    return task.images(domain_of(recipe, run, task.variant.domain, "test"), 50)
 
 
-@lru_cache(maxsize=1)
-def _eyes(run: Path) -> ImageEncoder:
-    return encoder.load(run).to(memory_format=torch.channels_last)
+def _features(run: Path, task: Task) -> Tensor:
+    classes, features = bank.features(run, task.variant)
+    where = {c: i for i, c in enumerate(classes)}
+    return features[[where[c] for c in task.classes]]  # (k, m, d)
 
 
-@torch.no_grad()
-def _see(eyes: ImageEncoder, x: Tensor) -> Tensor:
-    return torch.cat([eyes(part.contiguous(memory_format=torch.channels_last)) for part in x.split(500)])
+def _labelled(features: Tensor) -> tuple[Tensor, Tensor]:
+    return features.flatten(0, 1), torch.arange(len(features)).repeat_interleave(features.shape[1])
 
 
 def _reference(recipe: Recipe, run: Path, target: str) -> dict[str, Tensor]:
