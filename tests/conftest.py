@@ -1,1 +1,1 @@
-pytest_plugins = ["tests.servers", "tests.valkey"]
+pytest_plugins = ["tests.servers", "tests.valkey", "tests.tiny"]

@@ -1,0 +1,137 @@
+"""The gateway put together. `uvicorn --factory service.app:create_app` runs it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from starlette.concurrency import run_in_threadpool
+
+from model_store.models import ModelRepository
+from service.catalogue import endpoints as catalogue
+from service.catalogue.service import Catalogue
+from service.console import endpoints as console
+from service.errors import Problem, install_handlers
+from service.generations import endpoints as generations
+from service.health import endpoints as health
+from service.jobs import endpoints as jobs
+from service.jobs.reaper import Reaper
+from service.metrics import Metrics
+from service.middleware import Boundary
+from service.models import endpoints as models
+from service.settings import GatewaySettings
+from service.state import Services
+from workers.client import QueueClient
+
+_DESCRIPTION = """Neural network weights on demand: a few labelled images in, a working network out.
+
+Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problem documents; `detail` says what to do."""
+
+
+def create_app(settings: GatewaySettings | None = None) -> FastAPI:
+    """Make the gateway. Settings default to the environment; nothing is contacted before the first request."""
+    services = _open(settings or GatewaySettings())
+    app = FastAPI(
+        title="Loomweight",
+        version=version("loomweight"),
+        description=_DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.services = services
+    for domain in (generations, jobs, models, catalogue, health, console):
+        app.include_router(domain.router)
+    install_handlers(app)
+    app.add_middleware(
+        Boundary,
+        metrics=services.metrics,
+        max_body_bytes=services.settings.max_body_bytes,
+        max_inflight_bytes=services.settings.max_inflight_bytes,
+    )
+    _document(app)
+    return app
+
+
+def _open(settings: GatewaySettings) -> Services:
+    redis = settings.open_redis()
+    store = settings.open_store()
+    jobs, workers = settings.open_jobs(redis), settings.open_registry(redis)
+    return Services(
+        settings=settings,
+        redis=redis,
+        # A read blocks for as long as a stream may be silent, or an answer be held.
+        followers=AsyncRedis.from_url(
+            settings.redis_url,
+            decode_responses=True,
+            max_connections=settings.max_followers,
+            socket_timeout=max(settings.keepalive_s, settings.max_wait_s) + 5,
+            retry=Retry(NoBackoff(), 1),  # a client that follows comes back by itself
+        ),
+        jobs=jobs,
+        workers=workers,
+        queue=QueueClient(settings.redis_url, settings.visibility_timeout_s),
+        store=store,
+        models=ModelRepository(store),
+        catalogue=Catalogue(settings.bundle_dir),
+        metrics=Metrics(jobs, workers),
+    )
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    reaping = asyncio.create_task(_reap(services))
+    yield
+    reaping.cancel()
+    with suppress(asyncio.CancelledError):
+        await reaping
+    await services.followers.aclose()
+    services.redis.close()
+    services.queue.close()
+    services.store.close()
+
+
+async def _reap(services: Services) -> None:
+    reaper = Reaper(services)
+    while True:
+        await asyncio.sleep(services.settings.reaper_interval_s)
+        await run_in_threadpool(reaper.tick)
+
+
+def _document(app: FastAPI) -> None:
+    """Complete the OpenAPI schema with what FastAPI cannot see: problem documents, and bodies read by hand."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                license_info=app.license_info,
+                routes=app.routes,
+            )
+            _, unseen = models_json_schema(
+                [(Problem, "serialization"), *((body, "validation") for body in generations.BODIES)],
+                ref_template="#/components/schemas/{model}",
+            )
+            schemas = schema["components"]["schemas"]
+            schemas |= unseen["$defs"]
+            # FastAPI adds a 422 of its own to whatever has a parameter; where one can be wrong, ours stands there.
+            for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+                if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                    del operation["responses"]["422"]
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

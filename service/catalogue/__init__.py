@@ -1,0 +1,1 @@
+"""What can be generated: targets and bundles."""

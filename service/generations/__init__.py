@@ -1,0 +1,1 @@
+"""Creating jobs that generate weights."""

@@ -1,0 +1,89 @@
+"""`POST /generate`."""
+
+import re
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from service.errors import problems
+from service.generations.schemas import GenerateForm, GenerateJson
+from service.generations.service import create
+from service.generations.uploads import read_upload
+from service.jobs.schemas import Job
+from service.jobs.service import show, wait
+from service.state import ServicesDep
+from workers.messages import TERMINAL
+
+router = APIRouter(tags=["generate"])
+BODIES = (GenerateForm, GenerateJson)
+"""Models of the body, for the OpenAPI schema: the body is read by hand, while it comes in."""
+
+_WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.IGNORECASE)
+_HEADERS = {
+    "Location": {"description": "The job.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds until it is worth asking.", "schema": {"type": "integer"}},
+    "Idempotent-Replayed": {
+        "description": "`true` if the Idempotency-Key led to a job that was there.",
+        "schema": {"type": "string"},
+    },
+}
+
+
+def _reference(name: str) -> dict[str, dict[str, str]]:
+    return {"schema": {"$ref": f"#/components/schemas/{name}"}}
+
+
+@router.post(
+    "/generate",
+    status_code=HTTPStatus.ACCEPTED,
+    responses={
+        200: {"model": Job, "description": "With `Prefer: wait=N`: the job, which has ended."},
+        202: {"model": Job, "description": "The job waits or runs.", "headers": _HEADERS},
+        **problems(400, 409, 413, 415, 422, 503),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": _reference(GenerateForm.__name__),
+                "application/json": _reference(GenerateJson.__name__),
+            },
+        }
+    },
+)
+async def generate(
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    prefer: Annotated[
+        str, Header(description="`wait=N` holds the answer until the job ends or N seconds (60 at most) pass.")
+    ] = "",
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=255,
+            description="The same key and payload lead to the same job, for a day unless configured otherwise.",
+        ),
+    ] = None,
+) -> Job:
+    """Make a network from a few labelled images.
+
+    Exactly one source: `samples` (files) with `labels`, one `dataset` file, or JSON `samples` in base64.
+    """
+    upload = await read_upload(request, services.settings)
+    record, new = await run_in_threadpool(create, services, upload, idempotency_key)
+    response.headers["Location"] = f"/jobs/{record.id}"
+    if not new:
+        response.headers["Idempotent-Replayed"] = "true"
+    if wanted := _WAIT.search(prefer):
+        seconds = min(int(wanted[1]), services.settings.max_wait_s)
+        response.headers["Preference-Applied"] = f"wait={seconds}"
+        record = await wait(services, record.id, seconds)
+    if wanted and record.status in TERMINAL:
+        response.status_code = HTTPStatus.OK
+    else:
+        response.headers["Retry-After"] = "1"
+    return await run_in_threadpool(show, services, record)

@@ -1,0 +1,78 @@
+"""An upload ► a job, in the order in which nothing can be lost: bytes, record, message."""
+
+import hashlib
+import logging
+import secrets
+import uuid
+from contextlib import suppress
+
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from model_store import keys
+from service.catalogue.schemas import Target
+from service.errors import InvalidSamples
+from service.generations.uploads import Upload
+from service.state import Services
+from workers.jobs import QueueFull
+from workers.messages import GENERATE_QUEUE, MAX_SEED, GenerateRequest, InputRef, JobRecord
+
+_log = logging.getLogger(__name__)
+
+
+def create(services: Services, upload: Upload, idempotency_key: str | None) -> tuple[JobRecord, bool]:
+    """Create the job, or return the one that the key led to before; says whether it is new."""
+    request = _resolve(upload, services.catalogue.target(upload.options.target))
+    if idempotency_key is None:
+        return _create(services, upload, request, None), True
+    known = services.jobs.reserve(idempotency_key, upload.fingerprint())
+    if known is not None:
+        return services.jobs.get(known), False
+    try:
+        return _create(services, upload, request, idempotency_key), True
+    except Exception:
+        with suppress(RedisError):
+            services.jobs.release(idempotency_key)
+        raise
+
+
+def _resolve(upload: Upload, target: Target) -> GenerateRequest:
+    """Fill in what the request leaves open, so that the record says it and every attempt does the same."""
+    if upload.classes is not None:
+        most = target.max_classes
+        if upload.classes < target.min_classes or (most is not None and upload.classes > most):
+            raise InvalidSamples(
+                f"The target {target.id!r} takes {target.min_classes} to {most or 'any number of'} classes; "
+                f"the samples have {upload.classes}.",
+                pointer="/labels",
+            )
+    seed = upload.options.seed
+    return upload.options.model_copy(
+        update={"target": target.id, "seed": secrets.randbelow(MAX_SEED + 1) if seed is None else seed}
+    )
+
+
+def _create(services: Services, upload: Upload, request: GenerateRequest, idempotency_key: str | None) -> JobRecord:
+    if services.jobs.counts()[GENERATE_QUEUE].queued >= services.settings.max_queued:
+        raise QueueFull(GENERATE_QUEUE)  # before the store takes the upload; the record's creation checks again
+    job_id = f"job-{uuid.uuid4().hex}"
+    inputs = InputRef(
+        kind=upload.kind,
+        key=keys.job_input(job_id, upload.kind),
+        size=len(upload.body),
+        sha256=hashlib.sha256(upload.body).hexdigest(),
+        content_type=upload.content_type,
+    )
+    services.store.put(inputs.key, upload.body, content_type=inputs.content_type)
+    record = services.jobs.create(
+        JobRecord(id=job_id, kind="generate", queue=GENERATE_QUEUE, request=request, inputs=inputs),
+        idempotency_key=idempotency_key,
+    )
+    try:
+        services.queue.send(record)
+        services.jobs.sent(job_id)
+    except (OperationalError, RedisError) as error:
+        _log.warning("job %s is recorded, its message follows when the broker answers: %r", job_id, error)
+    services.metrics.created.labels(record.kind, request.target, request.method).inc()
+    services.metrics.upload_bytes.observe(inputs.size)
+    return record

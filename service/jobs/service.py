@@ -1,0 +1,64 @@
+"""Jobs shown, and followed without a thread each."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from typing import cast
+
+from redis import RedisError
+from redis.asyncio import Redis as AsyncRedis
+from starlette.concurrency import run_in_threadpool
+
+from service.jobs.schemas import Job
+from service.state import Services
+from workers.jobs import Event, parse_events
+from workers.messages import TERMINAL, JobRecord
+
+START = "0-0"
+_EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
+
+
+def show(services: Services, record: JobRecord) -> Job:
+    """Return the job as clients see it."""
+    return Job.of(record, services.jobs.queue_positions([record]).get(record.id))
+
+
+def ends(event: Event) -> bool:
+    """Whether nothing can follow this event."""
+    return event.name == "status" and json.loads(event.data)["status"] in TERMINAL
+
+
+def event_id(text: str | None) -> str:
+    """Return a client's `Last-Event-ID`, or the start of the stream for one that we never gave out."""
+    return text if text and _EVENT_ID.fullmatch(text) else START
+
+
+async def follow(redis: AsyncRedis, key: str, after: str, silence_s: float) -> AsyncIterator[list[Event]]:
+    """Yield the events that follow `after` as they come, nothing after `silence_s` without any; ends with the job.
+
+    Ends as well when Redis does not answer, or has no connection left: clients take up again where they were.
+    """
+    ended = False
+    while not ended:
+        try:
+            answer = await redis.xread({key: after}, block=max(1, int(silence_s * 1000)))
+        except RedisError:
+            return
+        streams = cast("Sequence[tuple[str, Sequence[tuple[str, Mapping[str, str]]]]]", answer)
+        events = parse_events(streams[0][1]) if streams else []
+        if events:
+            after = events[-1].id
+            ended = ends(events[-1])
+        yield events
+
+
+async def wait(services: Services, job_id: str, seconds: float) -> JobRecord:
+    """Return the record when the job has ended, or as it is when the time is up."""
+    key = services.jobs.events_key(job_id)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            async for _ in follow(services.followers, key, START, seconds):
+                pass
+    return await run_in_threadpool(services.jobs.get, job_id)

@@ -1,0 +1,99 @@
+"""Around every request: its id, its measurement, the limit on its body, and an answer to what nobody foresaw."""
+
+import logging
+import re
+import secrets
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import ServiceError, TooLarge, Unavailable, problem_response
+from service.metrics import Metrics
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_log = logging.getLogger(__name__)
+
+
+class Boundary:
+    """The outermost layer that is ours."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, max_inflight_bytes: int) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        self._inflight = _Inflight(max_inflight_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+        scope.setdefault("state", {})["request_id"] = request_id
+        body = _Body(receive, self._max_body_bytes, self._inflight)
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                marked = MutableHeaders(scope=message)
+                marked["X-Request-ID"] = request_id
+                marked["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        try:
+            length = headers.get("content-length", "")
+            if length.isdecimal() and int(length) > self._max_body_bytes:
+                await problem_response(request_id, body.too_large())(scope, receive, send_marked)
+            else:
+                await self._app(scope, body.receive, send_marked)
+        except Exception:
+            _log.exception("%s %s failed, request %s", scope["method"], scope["path"], request_id)
+            if status:
+                raise  # the answer has begun: only breaking it off tells the client
+            error = ServiceError("An error that nobody foresaw. Report it with the request_id.")
+            await problem_response(request_id, error)(scope, receive, send_marked)
+        finally:
+            body.close()
+            route = getattr(scope.get("route"), "path", "unmatched")
+            self._metrics.observe(scope["method"], route, status or 499, time.perf_counter() - began)
+
+
+class _Inflight:
+    """The bytes of all bodies that are being served: what bounds the memory of the process."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bytes = 0
+
+
+class _Body:
+    """Counts what comes in, and stops at the limits."""
+
+    def __init__(self, receive: Receive, limit: int, inflight: _Inflight) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._inflight = inflight
+        self._seen = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        arrived = len(message.get("body", b""))
+        self._seen += arrived
+        self._inflight.bytes += arrived
+        if self._seen > self._limit:
+            raise self.too_large()
+        if self._inflight.bytes > self._inflight.limit:
+            raise Unavailable("Too much is being uploaded at once. Send the request again a little later.")
+        return message
+
+    def too_large(self) -> TooLarge:
+        return TooLarge(f"The body is over {self._limit:,} bytes. Send fewer or smaller images.")
+
+    def close(self) -> None:
+        self._inflight.bytes -= self._seen

@@ -1,0 +1,28 @@
+"""What the gateway is told through its environment, beyond what it shares with the workers."""
+
+from pydantic import Field
+
+from workers.settings import Settings
+
+
+class GatewaySettings(Settings):
+    """`LOOMWEIGHT_…` variables; every limit of the contract stands here or in `workers/settings.py`."""
+
+    max_body_bytes: int = Field(default=20_000_000, ge=1_000, description="Of one request.")
+    max_inflight_bytes: int = Field(
+        default=80_000_000, ge=1_000, description="Of all requests being served; more are told to come again."
+    )
+    max_wait_s: int = Field(default=60, ge=0, description="The longest that `Prefer: wait=N` holds an answer.")
+    max_followers: int = Field(default=500, ge=1, description="Clients that may wait for or follow jobs at once.")
+    keepalive_s: float = Field(default=15, gt=0, description="Silence on an event stream until a comment is sent.")
+    url_expires_s: int = Field(default=600, ge=1, description="How long a presigned URL works.")
+
+    queue_ttl_s: int = Field(default=3_600, ge=1, description="How long a job may wait to begin until it expires.")
+    input_ttl_s: int = Field(
+        default=86_400,
+        ge=60,
+        description="How long uploads are kept; longer than `queue_ttl_s` and the longest job together.",
+    )
+    reaper_interval_s: float = Field(
+        default=5, gt=0, description="Between two looks for jobs that nobody takes care of."
+    )

@@ -1,0 +1,41 @@
+"""What the gateway holds while it runs, and how endpoints get at it."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from model_store.models import ModelRepository
+from model_store.store import ObjectStore
+from service.catalogue.service import Catalogue
+from service.metrics import Metrics
+from service.settings import GatewaySettings
+from workers.client import QueueClient
+from workers.jobs import Jobs
+from workers.registry import Registry
+
+
+@dataclass(frozen=True)
+class Services:
+    """Made in `create_app`, closed when the app ends. Everything but `followers` blocks: keep it off the event loop."""
+
+    settings: GatewaySettings
+    redis: Redis
+    followers: AsyncRedis
+    """For waiting on event streams, one connection a client that waits."""
+    jobs: Jobs
+    workers: Registry
+    queue: QueueClient
+    store: ObjectStore
+    models: ModelRepository
+    catalogue: Catalogue
+    metrics: Metrics
+
+
+async def _services(request: Request) -> Services:
+    return cast(Services, request.app.state.services)
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

@@ -1,0 +1,79 @@
+from typing import Any
+
+import pytest
+
+from service.errors import MEDIA_TYPE
+from tests.service.gateway import Gateway
+
+
+@pytest.fixture
+def schema(gateway: Gateway) -> dict[str, Any]:
+    found: dict[str, Any] = gateway.client.get("/openapi.json").json()
+    return found
+
+
+def test_errors_are_problem_documents(schema: dict[str, Any]) -> None:
+    names = schema["components"]["schemas"]
+    assert "HTTPValidationError" not in names
+    assert "ValidationError" not in names
+    assert set(names["Problem"]["required"]) >= {"type", "title", "status", "detail", "request_id"}
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    assert list(response["content"]) == [MEDIA_TYPE], (method, path, status)
+
+
+def test_every_reference_leads_somewhere(schema: dict[str, Any]) -> None:
+    def references(node: Any) -> set[str]:
+        if isinstance(node, dict):
+            found = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+            return found.union(*(references(value) for value in node.values()))
+        return set().union(*map(references, node)) if isinstance(node, list) else set()
+
+    known = {f"#/components/schemas/{name}" for name in schema["components"]["schemas"]}
+    assert references(schema) <= known
+
+
+def test_both_bodies_of_generate(schema: dict[str, Any]) -> None:
+    operation = schema["paths"]["/generate"]["post"]
+    content = operation["requestBody"]["content"]
+    assert set(content) == {"multipart/form-data", "application/json"}
+    form = schema["components"]["schemas"]["GenerateForm"]["properties"]
+    body = schema["components"]["schemas"]["GenerateJson"]["properties"]
+    assert set(form) - set(body) == {"labels", "dataset"}
+    assert all(option.get("description") for option in (*form.values(), *body.values()))
+    assert {"200", "202", "400", "409", "413", "415", "422", "503"} == set(operation["responses"])
+    assert operation["responses"]["202"]["headers"]["Location"]
+
+
+def test_every_operation_is_there_once_and_described(schema: dict[str, Any]) -> None:
+    operations = {
+        (method, path): operation for path, methods in schema["paths"].items() for method, operation in methods.items()
+    }
+    assert set(operations) == {
+        ("post", "/generate"),
+        ("get", "/jobs"),
+        ("get", "/jobs/{job_id}"),
+        ("get", "/jobs/{job_id}/events"),
+        ("post", "/jobs/{job_id}/cancel"),
+        ("get", "/models"),
+        ("get", "/models/{model_id}"),
+        ("delete", "/models/{model_id}"),
+        ("get", "/models/{model_id}/weights"),
+        ("head", "/models/{model_id}/weights"),
+        ("get", "/models/{model_id}/onnx"),
+        ("head", "/models/{model_id}/onnx"),
+        ("get", "/targets"),
+        ("get", "/bundles"),
+        ("get", "/livez"),
+        ("get", "/readyz"),
+        ("get", "/metrics"),
+    }
+    ids = [operation["operationId"] for operation in operations.values()]
+    assert len(set(ids)) == len(ids)
+    assert all(operation["description"] for operation in operations.values())
+
+
+def test_the_docs_page(gateway: Gateway) -> None:
+    assert gateway.client.get("/docs").status_code == 200

@@ -1,0 +1,210 @@
+"""The transitions of `workers/jobs.py` as Lua: each runs in Redis as one atomic step, by the server's clock.
+
+Every script is called with (prefix, job id, ttl, max attempts, dead-letter error, …its own arguments), the last ones
+from ARGV[6] on. Scripts answer with a word that `Jobs` turns into a value or an exception.
+"""
+
+_PRELUDE = """
+local prefix, id, ttl, max_attempts, dead_error = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local job, stream = prefix .. 'job:' .. id, prefix .. 'events:' .. id
+local clock = redis.call('TIME')
+local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
+
+local function get(field) return redis.call('HGET', job, field) or '' end
+local function place(state) return prefix .. state .. ':' .. get('queue') end
+local function stamp() return string.format('%.6f', now) end
+
+local function emit(event, data)
+  redis.call('XADD', stream, 'MAXLEN', '~', 1000, '*', 'event', event, 'data', data)
+end
+
+local function move(to)
+  local from, seq = get('status'), get('seq')
+  redis.call('ZREM', prefix .. 'jobs:' .. from, id)
+  redis.call('ZADD', prefix .. 'jobs:' .. to, seq, id)
+  redis.call('HSET', job, 'status', to)
+  redis.call('ZREM', place('queued'), id)
+  redis.call('ZREM', place('running'), id)
+  redis.call('ZREM', prefix .. 'due', id)
+  emit('status', cjson.encode({status = to, attempt = tonumber(get('attempt'))}))
+end
+
+local function close(status, field, value)
+  redis.call('HSET', job, 'finished_at', stamp())
+  if field then redis.call('HSET', job, field, value) end
+  move(status)
+  redis.call('EXPIRE', job, ttl)
+  redis.call('EXPIRE', stream, ttl)
+  redis.call('ZADD', prefix .. 'ended', now + ttl, id)
+end
+
+local function lapsed()
+  local deadline = redis.call('ZSCORE', place('running'), id)
+  return get('status') == 'running' and (not deadline or tonumber(deadline) < now)
+end
+
+-- What becomes of a job whose worker is gone: stopped if that was wanted, given up after too many attempts, else queued
+-- again, its message due at once.
+local function revive()
+  if get('cancel') == '1' then
+    close('canceled')
+  elseif tonumber(get('attempt')) >= max_attempts then
+    close('failed', 'error', dead_error)
+    redis.call('LPUSH', prefix .. 'dead', cjson.encode({id = id, attempts = tonumber(get('attempt')), at = stamp()}))
+    redis.call('LTRIM', prefix .. 'dead', 0, 999)
+  else
+    redis.call('HDEL', job, 'progress', 'worker', 'started_at')
+    move('queued')
+    redis.call('ZADD', place('queued'), redis.call('INCR', prefix .. 'seq'), id)
+    redis.call('ZADD', prefix .. 'due', now, id)
+  end
+  return get('status')
+end
+
+local function holds(token) return get('status') == 'running' and get('attempt') == token end
+local function refusal() return redis.call('EXISTS', job) == 1 and 'stale' or 'unknown' end
+"""
+
+# key, fingerprint, seconds the reservation holds
+RESERVE = (
+    _PRELUDE
+    + """
+local known = redis.call('HMGET', ARGV[6], 'fingerprint', 'job')
+if not known[1] then
+  redis.call('HSET', ARGV[6], 'fingerprint', ARGV[7])
+  redis.call('EXPIRE', ARGV[6], ARGV[8])
+  return 'reserved'
+end
+if known[1] ~= ARGV[7] then return 'reused' end
+return known[2] and 'job:' .. known[2] or 'in flight'
+"""
+)
+
+# key
+RELEASE = (
+    _PRELUDE
+    + """
+if redis.call('HEXISTS', ARGV[6], 'job') == 0 then redis.call('DEL', ARGV[6]) end
+return 'ok'
+"""
+)
+
+# queue, most queued, seconds until the message is sent again, idempotency key or '', then fields and values
+CREATE = (
+    _PRELUDE
+    + """
+if redis.call('EXISTS', job) == 1 then return 'ok' end -- a repetition after a lost answer
+if redis.call('ZCARD', prefix .. 'queued:' .. ARGV[6]) >= tonumber(ARGV[7]) then return 'full' end
+
+-- Records vanish by themselves; what points to them goes here, a few at a time.
+for _, old in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'ended', '-inf', now, 'LIMIT', 0, 16)) do
+  for _, status in ipairs({'succeeded', 'failed', 'canceled', 'expired'}) do
+    redis.call('ZREM', prefix .. 'jobs:' .. status, old)
+  end
+  redis.call('ZREM', prefix .. 'jobs', old)
+  redis.call('ZREM', prefix .. 'ended', old)
+end
+
+local seq = redis.call('INCR', prefix .. 'seq')
+redis.call('HSET', job, 'queue', ARGV[6], 'seq', seq, 'attempt', 0, 'created_at', stamp(), 'status', 'queued',
+  unpack(ARGV, 10))
+redis.call('ZADD', prefix .. 'jobs', seq, id)
+move('queued')
+redis.call('ZADD', place('queued'), seq, id)
+redis.call('ZADD', prefix .. 'due', now + tonumber(ARGV[8]), id)
+if ARGV[9] ~= '' then
+  redis.call('HSET', ARGV[9], 'job', id)
+  redis.call('EXPIRE', ARGV[9], ttl)
+end
+return 'ok'
+"""
+)
+
+# seconds until the message is sent again
+SENT = (
+    _PRELUDE
+    + """
+if get('status') == 'queued' then
+  redis.call('ZADD', prefix .. 'due', now + tonumber(ARGV[6]), id)
+else
+  redis.call('ZREM', prefix .. 'due', id)
+end
+return 'ok'
+"""
+)
+
+# worker, lease in seconds
+CLAIM = (
+    _PRELUDE
+    + """
+if lapsed() then revive() end
+if get('status') ~= 'queued' then return 0 end
+local token = redis.call('HINCRBY', job, 'attempt', 1)
+redis.call('HSET', job, 'worker', ARGV[6], 'lease', ARGV[7], 'started_at', stamp())
+move('running')
+redis.call('ZADD', place('running'), now + tonumber(ARGV[7]), id)
+return token
+"""
+)
+
+# token
+HEARTBEAT = (
+    _PRELUDE
+    + """
+if not holds(ARGV[6]) then return refusal() end
+redis.call('ZADD', place('running'), now + tonumber(get('lease')), id)
+return 'ok'
+"""
+)
+
+# token, progress
+PROGRESS = (
+    _PRELUDE
+    + """
+if not holds(ARGV[6]) then return refusal() end
+redis.call('HSET', job, 'progress', ARGV[7])
+emit('progress', ARGV[7])
+return 'ok'
+"""
+)
+
+# token, status, field, value
+CLOSE = (
+    _PRELUDE
+    + """
+if not holds(ARGV[6]) then return refusal() end
+if ARGV[8] == '' then close(ARGV[7]) else close(ARGV[7], ARGV[8], ARGV[9]) end
+return 'ok'
+"""
+)
+
+# no arguments
+CANCEL = (
+    _PRELUDE
+    + """
+if get('status') == 'queued' or lapsed() then
+  close('canceled')
+elseif get('status') == 'running' and get('cancel') ~= '1' then
+  redis.call('HSET', job, 'cancel', '1')
+  emit('status', cjson.encode({status = 'running', attempt = tonumber(get('attempt')), cancel_requested = true}))
+end
+return get('status')
+"""
+)
+
+# error
+EXPIRE = (
+    _PRELUDE
+    + """
+if get('status') == 'queued' then close('expired', 'error', ARGV[6]) end
+return get('status')
+"""
+)
+
+# no arguments
+REQUEUE = (
+    _PRELUDE
+    + """
+return lapsed() and revive() or get('status')
+"""
+)

@@ -1,0 +1,338 @@
+"""The state machine of jobs, kept in Redis by us: a result backend answers "pending" for ids that never existed.
+
+    queued ──claim──► running ──finish──► succeeded      a terminal status never changes, and is forgotten after `ttl`
+      │  ▲               ├──fail────────► failed
+      │  └───requeue─────┤                               requeue: the lease ran out; after `max_attempts` claims: failed
+      ├──request_cancel──┴──────────────► canceled
+      └──expire─────────────────────────► expired        nobody began it in time
+
+A claim gives a lease and a fencing token. Whoever lets the lease run out may find the job with somebody else, and every
+call with the old token raises `StaleAttempt`. Errors:
+
+    JobsError
+    ├── UnknownJob      never existed, or forgotten
+    ├── StaleAttempt    the token is not that of the running attempt (any more)
+    ├── QueueFull       the queue takes no more jobs now
+    ├── KeyReused       an idempotency key came with another payload
+    └── KeyInFlight     the first request with this idempotency key is not answered yet
+
+Keys, all below the prefix:
+
+    job:{id}               hash     the record: seq, status, worker, …; request, inputs, progress, result, error (JSON)
+    events:{id}            stream   every transition and progress step: event, data (JSON); capped
+    jobs, jobs:{status}    zset     ids by sequence number: the listing
+    queued:{queue}         zset     ids by sequence number: the queue's order as far as we know it
+    running:{queue}        zset     ids by the time their lease runs out
+    due                    zset     queued ids by the time their message is to be sent (again)
+    ended                  zset     ids by the time they are forgotten
+    idempotency:{sha256}   hash     fingerprint of the payload, job once created
+    dead                   list     jobs given up, newest first; capped
+    seq                    counter
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, cast
+
+from redis import Redis
+
+from workers import job_scripts as lua
+from workers.messages import QUEUES, GenerateResult, JobError, JobRecord, JobStatus, Progress
+
+SEND_AGAIN_S = 600
+"""A queued job's message is repeated this often, in case a broker lost it; a second delivery exits quietly."""
+SEND_GRACE_S = 10
+"""How long the creator of a job has for sending its message, until others do."""
+RESERVED_S = 300
+"""How long an idempotency key may stay without an answer, should the process that reserved it die."""
+
+_JSON_FIELDS = ("request", "inputs", "progress", "result", "error")
+_TIME_FIELDS = ("created_at", "started_at", "finished_at")
+_PLAIN_FIELDS = ("kind", "queue", "status", "attempt", "owner")
+
+
+class JobsError(Exception):
+    """Base of what the state machine refuses."""
+
+
+class UnknownJob(JobsError):
+    """There is no such job: it never existed, or ended long ago."""
+
+
+class StaleAttempt(JobsError):
+    """The job is no longer this attempt's: ended, or claimed by another worker."""
+
+
+class QueueFull(JobsError):
+    """The queue is at its limit."""
+
+
+class KeyReused(JobsError):
+    """This idempotency key belongs to another payload."""
+
+
+class KeyInFlight(JobsError):
+    """The first request with this idempotency key is still being answered."""
+
+
+class Event(NamedTuple):
+    """One entry of a job's event stream; `data` is JSON."""
+
+    id: str
+    name: str
+    data: str
+
+
+class JobPage(NamedTuple):
+    """Some jobs, newest first, and where the next page starts."""
+
+    jobs: list[JobRecord]
+    next_cursor: str | None
+
+
+class QueueCounts(NamedTuple):
+    """How full a queue is."""
+
+    queued: int
+    running: int
+
+
+class Jobs:
+    """Jobs in `redis` (made with `decode_responses=True`). Every method may raise `redis.RedisError`."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        prefix: str = "loomweight:",
+        ttl: int = 86_400,
+        max_attempts: int = 3,
+        max_queued: int = 1_000,
+    ) -> None:
+        self._redis = redis
+        self._prefix = prefix
+        self._max_queued = max_queued
+        dead = JobError.of(
+            "worker-lost",
+            "The job was given up",
+            503,
+            f"{max_attempts} workers in turn stopped answering while they ran this job. Nothing was stored; "
+            "send the request again, and if it fails again, report it with the job's id.",
+        )
+        self._common = (ttl, max_attempts, dead.model_dump_json())
+        self._scripts = {
+            name: redis.register_script(source)
+            for name, source in vars(lua).items()
+            if name.isupper() and not name.startswith("_")
+        }
+
+    # Creating ---------------------------------------------------------------------------------------------------------
+
+    def reserve(self, key: str, fingerprint: str) -> str | None:
+        """Reserve an idempotency key for a payload; returns the id of the job that it already led to, if any.
+
+        Raises `KeyReused` and `KeyInFlight`. A reservation ends with `create` or `release`.
+        """
+        answer = str(self._run("RESERVE", "", self._idempotency(key), fingerprint, RESERVED_S))
+        if answer == "reused":
+            raise KeyReused(key)
+        if answer == "in flight":
+            raise KeyInFlight(key)
+        return answer.removeprefix("job:") if answer.startswith("job:") else None
+
+    def release(self, key: str) -> None:
+        """Give up a reservation whose request failed, so that it can be tried again; one that led to a job stays."""
+        self._run("RELEASE", "", self._idempotency(key))
+
+    def create(self, record: JobRecord, *, idempotency_key: str | None = None) -> JobRecord:
+        """Enter a new job as queued, once however often it is tried; returns the record. Raises `QueueFull`.
+
+        The message is the caller's to send, and to report with `sent`; otherwise it shows up in `due`.
+        """
+        fields = ["kind", record.kind, "request", record.request.model_dump_json()]
+        if record.inputs:
+            fields += ["inputs", record.inputs.model_dump_json()]
+        if record.owner:
+            fields += ["owner", record.owner]
+        key = self._idempotency(idempotency_key) if idempotency_key else ""
+        answer = self._run("CREATE", record.id, record.queue, self._max_queued, SEND_GRACE_S, key, *fields)
+        if answer == "full":
+            raise QueueFull(record.queue)
+        return self.get(record.id)
+
+    def sent(self, job_id: str) -> None:
+        """Note that the job's message is on its way."""
+        self._run("SENT", job_id, SEND_AGAIN_S)
+
+    # Reading ----------------------------------------------------------------------------------------------------------
+
+    def get(self, job_id: str) -> JobRecord:
+        """Return the record. Raises `UnknownJob`."""
+        fields = cast(dict[str, str], self._redis.hgetall(self._key("job", job_id)))
+        if not fields:
+            raise UnknownJob(job_id)
+        return _record(job_id, fields)
+
+    def page(self, status: JobStatus | None = None, cursor: str | None = None, limit: int = 50) -> JobPage:
+        """Return a page of jobs, newest first. Raises ValueError for what no `next_cursor` was."""
+        index = self._key("jobs", status) if status else self._prefix + "jobs"
+        newest = f"({int(cursor)}" if cursor else "+inf"
+        found = cast(
+            "Sequence[tuple[str, float]]",
+            self._redis.zrevrangebyscore(index, newest, "-inf", start=0, num=limit + 1, withscores=True),
+        )
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, _ in found[:limit]:
+                pipe.hgetall(self._key("job", job_id))
+            records = pipe.execute()
+        jobs = [_record(job_id, fields) for (job_id, _), fields in zip(found, records, strict=False) if fields]
+        return JobPage(jobs, str(int(found[limit - 1][1])) if len(found) > limit else None)
+
+    def queue_positions(self, records: Iterable[JobRecord]) -> dict[str, int]:
+        """Return the place in their queue of those that wait: 1 is the next."""
+        waiting = [record for record in records if record.status == "queued"]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for record in waiting:
+                pipe.zrank(self._key("queued", record.queue), record.id)
+            ranks = pipe.execute() if waiting else []
+        return {record.id: rank + 1 for record, rank in zip(waiting, ranks, strict=True) if rank is not None}
+
+    def counts(self) -> dict[str, QueueCounts]:
+        """Return how many jobs wait and run, by queue."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for queue in QUEUES:
+                pipe.zcard(self._key("queued", queue))
+                pipe.zcard(self._key("running", queue))
+            sizes = iter(pipe.execute())
+        return {queue: QueueCounts(next(sizes), next(sizes)) for queue in QUEUES}
+
+    def events(self, job_id: str, after: str = "0-0", limit: int = 1_000) -> list[Event]:
+        """Return the events that follow the one with the id `after`."""
+        entries = self._redis.xrange(self.events_key(job_id), min=f"({after}", count=limit)
+        return parse_events(cast("Sequence[tuple[str, Mapping[str, str]]]", entries))
+
+    def events_key(self, job_id: str) -> str:
+        """Return the name of the job's event stream, for readers that block on it."""
+        return self._key("events", job_id)
+
+    def dead_letters(self, limit: int = 100) -> list[dict[str, Any]]:
+        """Return the jobs given up last: id, attempts, at (Unix time)."""
+        entries = cast("list[str]", self._redis.lrange(self._prefix + "dead", 0, limit - 1))
+        return [json.loads(entry) for entry in entries]
+
+    # Working ----------------------------------------------------------------------------------------------------------
+
+    def claim(self, job_id: str, worker_id: str, lease_s: float) -> int | None:
+        """Take a queued job, or one whose worker let its lease run out; returns the fencing token.
+
+        None means that there is nothing to do: unknown, ended, or with a worker that is alive.
+        """
+        return int(self._run("CLAIM", job_id, worker_id, lease_s)) or None
+
+    def heartbeat(self, job_id: str, token: int) -> None:
+        """Renew the lease. Raises `StaleAttempt`, `UnknownJob`, as all below do that take a token."""
+        self._checked("HEARTBEAT", job_id, token)
+
+    def progress(self, job_id: str, token: int, stage: str, step: int, steps: int) -> None:
+        """Say how far the job is."""
+        self._checked("PROGRESS", job_id, token, Progress(stage=stage, step=step, steps=steps).model_dump_json())
+
+    def finish(self, job_id: str, token: int, result: GenerateResult) -> None:
+        """End the job well, a cancel that came too late notwithstanding."""
+        self._checked("CLOSE", job_id, token, "succeeded", "result", result.model_dump_json())
+
+    def fail(self, job_id: str, token: int, error: JobError) -> None:
+        """End the job with a problem."""
+        self._checked("CLOSE", job_id, token, "failed", "error", error.model_dump_json())
+
+    def finish_canceled(self, job_id: str, token: int) -> None:
+        """End the job as canceled, after `is_cancel_requested` turned true."""
+        self._checked("CLOSE", job_id, token, "canceled", "")
+
+    def is_cancel_requested(self, job_id: str) -> bool:
+        """Whether the running job should stop."""
+        return self._redis.hget(self._key("job", job_id), "cancel") == "1"
+
+    # Steering ---------------------------------------------------------------------------------------------------------
+
+    def request_cancel(self, job_id: str) -> JobStatus:
+        """Cancel a job that no worker has, or ask its worker to stop; returns the status after that."""
+        return self._status("CANCEL", job_id)
+
+    def expire(self, job_id: str, error: JobError) -> JobStatus:
+        """End a job that still waits as expired; returns the status after that."""
+        return self._status("EXPIRE", job_id, error.model_dump_json())
+
+    def requeue(self, job_id: str) -> JobStatus:
+        """Put a job whose lease ran out back into its queue, or end it; returns the status after that.
+
+        Canceled if that was requested, failed and a dead letter after too many attempts. A requeued job is `due`.
+        """
+        return self._status("REQUEUE", job_id)
+
+    def orphans(self, limit: int = 100) -> list[str]:
+        """Return running jobs whose lease ran out."""
+        now = self._now()
+        return [job_id for queue in QUEUES for job_id in self._below(self._key("running", queue), now, limit)]
+
+    def due(self, limit: int = 100) -> list[str]:
+        """Return queued jobs whose message is to be sent: never was, went back to the queue, or was long ago."""
+        return self._below(self._prefix + "due", self._now(), limit)
+
+    def overdue(self, waited_s: float, limit: int = 100) -> list[str]:
+        """Return queued jobs, among the first of each queue, that were created longer ago than this."""
+        oldest = self._now() - waited_s
+        overdue = []
+        for queue in QUEUES:
+            ids = cast("list[str]", self._redis.zrange(self._key("queued", queue), 0, limit - 1))
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job_id in ids:
+                    pipe.hget(self._key("job", job_id), "created_at")
+                created = pipe.execute() if ids else []
+            overdue += [job_id for job_id, at in zip(ids, created, strict=True) if at and float(at) < oldest]
+        return overdue
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _key(self, kind: str, name: str) -> str:
+        return f"{self._prefix}{kind}:{name}"
+
+    def _idempotency(self, key: str) -> str:
+        return self._key("idempotency", hashlib.sha256(key.encode()).hexdigest())
+
+    def _run(self, script: str, job_id: str, *args: str | float) -> Any:
+        return self._scripts[script](args=[self._prefix, job_id, *self._common, *args])
+
+    def _checked(self, script: str, job_id: str, *args: str | float) -> None:
+        answer = self._run(script, job_id, *args)
+        if answer == "unknown":
+            raise UnknownJob(job_id)
+        if answer == "stale":
+            raise StaleAttempt(job_id)
+
+    def _status(self, script: str, job_id: str, *args: str | float) -> JobStatus:
+        status = self._run(script, job_id, *args)
+        if not status:
+            raise UnknownJob(job_id)
+        return cast(JobStatus, status)
+
+    def _now(self) -> float:
+        seconds, micros = self._redis.time()
+        return seconds + micros / 1e6
+
+    def _below(self, key: str, score: float, limit: int) -> list[str]:
+        return cast("list[str]", self._redis.zrangebyscore(key, "-inf", score, start=0, num=limit))
+
+
+def parse_events(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[Event]:
+    """Turn the entries of an event stream into events."""
+    return [Event(entry_id, fields["event"], fields["data"]) for entry_id, fields in entries]
+
+
+def _record(job_id: str, fields: Mapping[str, str]) -> JobRecord:
+    values: dict[str, Any] = {name: fields[name] for name in _PLAIN_FIELDS if name in fields}
+    values |= {name: json.loads(fields[name]) for name in _JSON_FIELDS if name in fields}
+    values |= {name: datetime.fromtimestamp(float(fields[name]), UTC) for name in _TIME_FIELDS if name in fields}
+    return JobRecord(id=job_id, cancel_requested=fields.get("cancel") == "1", **values)

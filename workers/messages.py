@@ -1,0 +1,214 @@
+"""What gateway and workers say to each other: jobs, requests, results, inputs. Pydantic only, no torch.
+
+A queue message is nothing but `{"job_id": …}`; everything else stands in the job record (`workers/jobs.py`) and in the
+store. An upload is one object per job, `inputs/{job}/…`:
+
+    kind "dataset"   the client's file as it came: zip, parquet or npz
+    kind "samples"   images that came one by one, in this container (after the manner of safetensors):
+
+        8 bytes       length n of the header, little-endian unsigned
+        n bytes       JSON {"samples": [{"label": "cat", "size": 812}, …]}
+        the images    encoded as they came, one after the other, `size` bytes each
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+GENERATE_QUEUE = "generate"
+SIMILARITY_QUEUE = "similarity"
+LARGE_QUEUE = "large"
+QUEUES = (GENERATE_QUEUE, SIMILARITY_QUEUE, LARGE_QUEUE)
+
+GENERATE_TASK = "loomweight.generate"
+
+SAMPLES_CONTENT_TYPE = "application/vnd.loomweight.samples"
+PROBLEM_BASE = "urn:loomweight:problem:"
+
+JobKind = Literal["generate"]
+JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
+TERMINAL: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled", "expired"})
+TASKS: dict[JobKind, str] = {"generate": GENERATE_TASK}
+"""Which Celery task runs a job of which kind."""
+
+MAX_SEED = 2**53 - 1
+"""The largest whole number that every JSON client reads exactly."""
+
+
+class Message(BaseModel):
+    """Base: frozen, and a field nobody knows is an error rather than a silent default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GenerateRequest(Message):
+    """The options of one generation."""
+
+    target: str | None = Field(
+        default=None,
+        max_length=100,
+        description="An id of `GET /targets`: the architecture to fill with weights. Default: the bundle's.",
+    )
+    method: Literal["diffusion", "kde", "retrieve"] = Field(
+        default="diffusion",
+        description="`diffusion`; `kde`, sampling around encoded zoo models; or `retrieve`, the nearest zoo model, "
+        "the honest baseline.",
+    )
+    candidates: int = Field(default=8, ge=1, le=64, description="Weight sets sampled and ranked.")
+    keep: int = Field(default=1, ge=1, le=64, description="How many of them are stored, the best first.")
+    holdout: float = Field(
+        default=0.2,
+        ge=0,
+        le=0.9,
+        description="Share of the samples that never conditions and only ranks. 0 ranks on the conditioning samples.",
+    )
+    steps: int | None = Field(default=None, ge=1, le=1000, description="Denoising steps. Default: the bundle's.")
+    guidance: float | None = Field(
+        default=None, ge=0, le=20, allow_inf_nan=False, description="Strength of the condition. Default: the bundle's."
+    )
+    temperature: float | None = Field(
+        default=None, ge=0, le=2, allow_inf_nan=False, description="Scale of the sampling noise. Default: the bundle's."
+    )
+    refine_steps: int = Field(default=0, ge=0, le=1000, description="Gradient steps on the samples after generation.")
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_SEED,
+        description="The same seed, inputs, bundle and device give the same bytes. Default: random, and returned.",
+    )
+
+    @model_validator(mode="after")
+    def _keep_within_candidates(self) -> Self:
+        if self.keep > self.candidates:
+            raise ValueError(f"keep is {self.keep}, more than the {self.candidates} candidates sampled")
+        return self
+
+
+class InputRef(Message):
+    """Where a job's upload lies in the store."""
+
+    kind: Literal["samples", "dataset"]
+    key: str
+    size: int = Field(ge=0)
+    sha256: str
+    content_type: str
+
+
+class ErrorItem(Message):
+    """One thing that is wrong, and where."""
+
+    pointer: str = Field(description="JSON pointer, or the form field, of the offending value.")
+    detail: str
+
+
+class JobError(Message):
+    """Why a job failed: the fields of an RFC 9457 problem document."""
+
+    type: str = Field(description="Stable URI of the kind of problem.")
+    title: str
+    status: int = Field(ge=400, le=599, description="The status that a synchronous answer would have had.")
+    detail: str = Field(description="What happened, and what to do about it.")
+    errors: tuple[ErrorItem, ...] = ()
+
+    @classmethod
+    def of(cls, slug: str, title: str, status: int, detail: str) -> Self:
+        """Build the problem whose type ends in `slug`."""
+        return cls(type=PROBLEM_BASE + slug, title=title, status=status, detail=detail)
+
+
+class Progress(Message):
+    """How far a running job is."""
+
+    stage: str = Field(description="`decode_inputs`, `encode`, `sample`, `decode_weights`, `rank` or `store`.")
+    step: int = Field(ge=0)
+    steps: int = Field(ge=0, description="Steps of this stage.")
+
+
+class StoredModel(Message):
+    """One of the models that a generation stored."""
+
+    id: str
+    rank: int = Field(ge=0, description="0 is the best.")
+    holdout_accuracy: float | None = Field(description="Accuracy on the samples held out; null without any.")
+
+
+class Novelty(Message):
+    """How unlike the training data the request is."""
+
+    score: float
+    warning: str | None
+
+
+class GenerateResult(Message):
+    """What a successful generation made; `models` best first."""
+
+    models: tuple[StoredModel, ...]
+    classes: tuple[str, ...] = Field(description="Row i of the head is class i.")
+    seed: int
+    method: str
+    bundle: str
+    baselines: dict[str, float] = Field(description="Accuracy of plain methods on the same split.")
+    novelty: Novelty
+    timings_ms: dict[str, float] = Field(
+        description="`queue`, `decode_inputs`, `encode`, `sample`, `decode_weights`, `rank`, `store`."
+    )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class JobRecord(Message):
+    """A job as the state machine keeps it. Times are those of the Redis server, so that all processes agree."""
+
+    id: str
+    kind: JobKind
+    queue: str
+    status: JobStatus = "queued"
+    created_at: datetime = Field(default_factory=_now)
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    request: GenerateRequest
+    inputs: InputRef | None = None
+    progress: Progress | None = None
+    result: GenerateResult | None = None
+    error: JobError | None = None
+    attempt: int = 0
+    cancel_requested: bool = False
+    owner: str | None = None
+
+
+class WorkerInfo(Message):
+    """A worker that has loaded a bundle and takes jobs."""
+
+    id: str
+    host: str
+    pid: int
+    bundle: str
+    targets: tuple[str, ...]
+    device: str
+    started_at: datetime
+    heartbeat: datetime = Field(default_factory=_now)
+
+
+def pack_samples(images: Sequence[bytes], labels: Sequence[str]) -> bytes:
+    """Put encoded images and their labels into one object."""
+    samples = [{"label": label, "size": len(image)} for image, label in zip(images, labels, strict=True)]
+    header = json.dumps({"samples": samples}, separators=(",", ":")).encode()
+    return b"".join((len(header).to_bytes(8, "little"), header, *images))
+
+
+def unpack_samples(data: bytes) -> tuple[list[bytes], list[str]]:
+    """Undo `pack_samples`. The gateway wrote these bytes and the store verified them: damage is a ValueError."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    samples: list[dict[str, Any]] = json.loads(data[8:start])["samples"]
+    images = []
+    for sample in samples:
+        images.append(data[start : start + sample["size"]])
+        start += sample["size"]
+    if start != len(data):
+        raise ValueError(f"the samples take {start} bytes, the object has {len(data)}")
+    return images, [sample["label"] for sample in samples]
