@@ -1,7 +1,8 @@
 """What a user would do instead of generating: every rival of the tables, given the same images.
 
-An arm takes a `Setting` (conditioning images, their features, a bundle's shared parts) and gives a classifier: a function from
-images and features to logits. Strengths and learning rates were chosen on validation tasks of training classes (docs/log.md).
+An arm takes a `Setting` (conditioning images, their features, a bundle's shared parts) and gives a classifier: a
+function from images and features to logits. Strengths and learning rates were chosen on validation tasks of training
+classes (docs/log.md).
 """
 
 import warnings
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from torch import Generator, Tensor
@@ -45,7 +47,9 @@ def logistic(features: Tensor, y: Tensor, classes: int, seed: int = 0) -> tuple[
     best = 10.0
     if folds > 1:
         splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, labels))
-        best = max(STRENGTHS, key=lambda c: np.mean([_fit(x[a], labels[a], 10 * c).score(x[b], labels[b]) for a, b in splits]))
+        best = max(
+            STRENGTHS, key=lambda c: np.mean([_fit(x[a], labels[a], 10 * c).score(x[b], labels[b]) for a, b in splits])
+        )
         best *= 10
     model = _fit(x, labels, best)
     weight, bias = model.coef_, model.intercept_
@@ -54,7 +58,7 @@ def logistic(features: Tensor, y: Tensor, classes: int, seed: int = 0) -> tuple[
     return torch.from_numpy(weight / factor).float(), torch.from_numpy(bias).float()
 
 
-def _fit(x: np.ndarray, y: np.ndarray, strength: float) -> LogisticRegression:  # type: ignore[type-arg]
+def _fit(x: NDArray[np.float64], y: NDArray[np.int64], strength: float) -> LogisticRegression:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weak penalties stop at the iteration limit; the choice by folds decides
         return LogisticRegression(C=strength, max_iter=200).fit(x, y)
@@ -106,7 +110,9 @@ def trained(
     x = spec.adapt(s.x)
     for _ in range(steps):
         chosen = torch.randperm(len(x), generator=generator)[:batch]
-        loss = F.cross_entropy(spec.forward(weights, x[chosen].contiguous(memory_format=torch.channels_last)), s.y[chosen])
+        loss = F.cross_entropy(
+            spec.forward(weights, x[chosen].contiguous(memory_format=torch.channels_last)), s.y[chosen]
+        )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

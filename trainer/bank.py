@@ -1,7 +1,7 @@
 """Stage `bank`: training images through every view, with the frozen encoder's and the shared trunks' features.
 
-Generator tasks are drawn from here, thousands of them, without running the encoder again. Only classes that may be trained on
-(and the validation classes, for choosing settings) are in it.
+Generator tasks are drawn from here, thousands of them, without running the encoder again. Only classes that may be
+trained on (and the validation classes, for choosing settings) are in it.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from loomweight import architectures
+from loomweight.features import channels_last
 from loomweight.loom import Support
 from trainer import data, encoder, shared, tasks
 from trainer.recipe import Recipe
@@ -46,7 +47,7 @@ def _file(run: Path, variant: Variant) -> Path:
 def build(recipe: Recipe, run: Path) -> None:
     """Run the stage; variants that are there are kept."""
     (run / "bank").mkdir(parents=True, exist_ok=True)
-    eyes = encoder.load(run).to(memory_format=torch.channels_last)
+    eyes = channels_last(encoder.load(run))
     trunks = {t: shared.load(run, t) for t in recipe.targets}
     for variant in tqdm(tasks.variants(recipe), desc="bank"):
         path = _file(run, variant)
@@ -70,7 +71,7 @@ def build(recipe: Recipe, run: Path) -> None:
                 spec = architectures.get(target, encoder_dim=1)
                 parts.append(spec.features(trunks[target], spec.adapt(x).contiguous(memory_format=torch.channels_last)))
         stack = {"images": images, "features": features, **{f"trunk.{t}": v for t, v in trunk_features.items()}}
-        tensors = {k: torch.cat(v).unflatten(0, (len(classes), count)).contiguous() for k, v in stack.items()}
+        tensors = {k: torch.unflatten(torch.cat(v), 0, (len(classes), count)).contiguous() for k, v in stack.items()}
         temporary = path.with_suffix(".tmp")
         save_file({**tensors, "classes": torch.tensor(classes)}, temporary)
         temporary.replace(path)
@@ -116,7 +117,7 @@ class Episodes:
         return self.shelves[tasks.draw_variant(self.recipe, np.random.default_rng(seed))]
 
     def classes(self, shelf: Shelf, count: int, generator: Generator, *, validation: bool = False) -> Tensor:
-        """Places of `count` classes of a shelf; half of the draws are of classes the encoder never saw, where there are any."""
+        """Places of `count` classes of a shelf; half of the draws, if possible, are of classes new to the encoder."""
         roles = ("validation",) if validation else ("encoder", "generator")
         if not validation and len(shelf.rows_of("generator")) >= count and torch.rand((), generator=generator) < 0.5:
             roles = ("generator",)
@@ -135,18 +136,20 @@ class Episodes:
             m = shelf.images.shape[1]
             order = torch.stack([torch.randperm(m, generator=generator) for _ in classes])
             parts.append((shelf, classes, order))
+        fewest = min(p[0].images.shape[1] for p in parts)
+        if shots >= fewest:
+            raise ValueError(f"{shots} images a class to condition on leave none of {fewest} to ask about")
         few = self._support(parts, shots)
-        count = min(queries, min(p[0].images.shape[1] for p in parts) - shots)
+        count = min(queries, fewest - shots)
         images = torch.stack([self._images(s, c, o[:, -count:]).flatten(0, 1) for s, c, o in parts])
         labels = torch.arange(len(parts[0][1])).repeat_interleave(count)
-        most = min(p[0].images.shape[1] for p in parts) - count
-        return Episode(few, images, labels), self._support(parts, min(rich, most)) if rich else None
+        return Episode(few, images, labels), self._support(parts, min(rich, fewest - count)) if rich else None
 
     def _images(self, shelf: Shelf, classes: Tensor, order: Tensor) -> Tensor:
         if not self.spec.trunk:
             return shelf.features[classes[:, None], order]
         x = shelf.images[classes[:, None], order].float() / 255  # (k, m, 3, 32, 32)
-        return self.spec.adapt(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        return torch.unflatten(self.spec.adapt(x.flatten(0, 1)), 0, x.shape[:2])
 
     def _support(self, parts: list[tuple[Shelf, Tensor, Tensor]], count: int) -> Support:
         images, features, trunk_features = [], [], []

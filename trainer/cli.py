@@ -1,6 +1,7 @@
 """The trainer's command line: `loomweight train STAGE --recipe NAME --run DIR [--data DIR]`.
 
-Stages in order; `all` runs them one after another. Each leaves its product in the run folder and starts where it stopped.
+Stages in order; `all` runs them one after another. Each leaves its product in the run folder and starts where it
+stopped.
 """
 
 import argparse
@@ -107,15 +108,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("stage", choices=[*STAGES, "all"])
     parser.add_argument("--recipe", default="starter", help="a shipped recipe's name or a TOML file")
     parser.add_argument("--run", type=Path, default=None, help="folder of the run (default runs/RECIPE)")
-    parser.add_argument("--data", type=Path, default=None, help="folder of image sets in the Hugging Face parquet layout")
+    parser.add_argument(
+        "--data", type=Path, default=None, help="folder of image sets in the Hugging Face parquet layout"
+    )
     parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="stage zoo: build this part only")
     parser.add_argument("--processes", type=int, default=2, help="stage zoo: models trained side by side")
-    parser.add_argument("--out", type=Path, default=None, help="stage export: the bundle's folder (default bundles/RECIPE)")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="stage export: the bundle's folder (default bundles/RECIPE)"
+    )
     arguments = parser.parse_args(argv)
     recipe = recipes.load(arguments.recipe)
     run = arguments.run or Path("runs") / recipe.name
     torch.set_num_threads(recipe.threads)
-    options = Options(arguments.data, *arguments.shard, arguments.processes, arguments.out)
+    shard, shards = arguments.shard
+    options = Options(arguments.data, shard, shards, arguments.processes, arguments.out)
     for name in STAGES if arguments.stage == "all" else [arguments.stage]:
         STAGES[name](recipe, run, options)
     return 0

@@ -1,9 +1,9 @@
 """Stage `data`: every domain as arrays on disk, with the splits that every figure uses.
 
-A domain is a labelled image set of one kind. Classes have one role each, by their index c in the domain (for the photographs):
-c % 5 == 4 nobody trains on (the reported test classes); c % 25 == 23 choose hyper-parameters; the rest of c % 5 == 3 train
-the generator alone, so that it sees what its encoder makes of unseen classes; all others train encoder, shared
-initialisation and generator.
+A domain is a labelled image set of one kind. Classes have one role each, by their index c in the domain (for the
+photographs): c % 5 == 4 nobody trains on (the reported test classes); c % 25 == 23 choose hyper-parameters; the rest of
+c % 5 == 3 train the generator alone, so that it sees what its encoder makes of unseen classes; all others train
+encoder, shared initialisation and generator.
 """
 
 import hashlib
@@ -79,12 +79,13 @@ def read_parquet(folder: Path, split: str) -> Iterator[tuple[bytes, int, tuple[s
 
 
 def load_images(folder: Path, split: str, *, per_class: int | None = None) -> tuple[Images, Labels, tuple[str, ...]]:
-    """A split decoded to 32x32 RGB uint8 (antialiased bilinear), at most `per_class` images of each class, in file order."""
+    """A split as 32x32 RGB uint8 (antialiased bilinear), at most `per_class` images of each class, in file order."""
     images: list[Images] = []
     labels: list[int] = []
     names: tuple[str, ...] = ()
     taken: dict[int, int] = {}
-    for data, label, names in tqdm(read_parquet(folder, split), desc=f"{folder.name} {split}", mininterval=5):
+    for data, label, known in tqdm(read_parquet(folder, split), desc=f"{folder.name} {split}", mininterval=5):
+        names = known
         if per_class is not None and taken.get(label, 0) >= per_class:
             continue
         taken[label] = taken.get(label, 0) + 1
@@ -102,14 +103,18 @@ def _save(folder: Path, images: Images, labels: Labels, classes: tuple[str, ...]
     np.save(folder / "labels.npy", labels)
     digest = hashlib.sha256(images.tobytes()).hexdigest()
     # The description is written last: a folder without it is unfinished and is made again.
-    (folder / "domain.json").write_text(json.dumps({"classes": classes, "images": len(labels), "sha256": digest}, indent=1))
+    (folder / "domain.json").write_text(
+        json.dumps({"classes": classes, "images": len(labels), "sha256": digest}, indent=1)
+    )
 
 
 def load(recipe: Recipe, run: Path, split: str, name: str) -> Domain:
     """A domain that stage `data` has prepared."""
     folder = run / "data" / name / split
     meta = json.loads((folder / "domain.json").read_text())
-    return Domain(name, np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy"), tuple(meta["classes"]))
+    return Domain(
+        name, np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy"), tuple(meta["classes"])
+    )
 
 
 def load_all(recipe: Recipe, run: Path, split: str) -> list[Domain]:

@@ -175,16 +175,21 @@ def train(recipe: Recipe, run: Path) -> None:
     """Run the stage for every target; writes `run/diffusion/{target}.safetensors`: the averaged loom."""
     shelves = bank.load(recipe, run)
     for target in recipe.targets:
-        trainer = Trainer(recipe, run, target, shelves)
-        trainer.measure_spread(Generator().manual_seed(recipe.seed + 42))
-        modules = nn.ModuleDict({"loom": trainer.loom, "average": trainer.average})
-        seconds = fit(
-            run / "diffusion" / target, modules, trainer.settings, trainer.step, seed=recipe.seed + 41, after=trainer.follow
-        )
-        state = {k: v.contiguous() for k, v in trainer.average.state_dict().items()}
-        save_file(state, run / "diffusion" / f"{target}.safetensors")
-        meta = {"seconds": seconds, "recipe": recipe.sha256}
-        (run / "diffusion" / f"{target}.json").write_text(json.dumps(meta, indent=1))
+        train_target(recipe, run, target, shelves)
+
+
+def train_target(recipe: Recipe, run: Path, target: str, shelves: dict[bank.Variant, bank.Shelf]) -> None:
+    """Run the stage for one target."""
+    trainer = Trainer(recipe, run, target, shelves)
+    trainer.measure_spread(Generator().manual_seed(recipe.seed + 42))
+    modules = nn.ModuleDict({"loom": trainer.loom, "average": trainer.average})
+    seconds = fit(
+        run / "diffusion" / target, modules, trainer.settings, trainer.step, seed=recipe.seed + 41, after=trainer.follow
+    )
+    state = {k: v.contiguous() for k, v in trainer.average.state_dict().items()}
+    save_file(state, run / "diffusion" / f"{target}.safetensors")
+    meta = {"seconds": seconds, "recipe": recipe.sha256}
+    (run / "diffusion" / f"{target}.json").write_text(json.dumps(meta, indent=1))
 
 
 def load(recipe: Recipe, run: Path, target: str) -> Loom:

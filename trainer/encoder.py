@@ -1,7 +1,7 @@
 """Stage `encoder`: train the image encoder to tell the training classes of all domains apart, then freeze it.
 
-One softmax over every class of every domain; classes that only the generator may see stay out, so that the generator learns
-what this encoder makes of classes it does not know.
+One softmax over every class of every domain; classes that only the generator may see stay out, so that the generator
+learns what this encoder makes of classes it does not know.
 """
 
 import json
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 
-from loomweight.features import ImageEncoder, ImageEncoderConfig
+from loomweight.features import ImageEncoder, ImageEncoderConfig, channels_last
 from trainer import data, views
 from trainer.loop import fit
 from trainer.recipe import Recipe
@@ -58,7 +58,7 @@ def train(recipe: Recipe, run: Path) -> None:
     sampler = Sampler(data.load_all(recipe, run, "train"), recipe.encoder.weights)
     torch.manual_seed(recipe.seed)
     shape = ImageEncoderConfig(width=recipe.encoder.width)
-    encoder = ImageEncoder(shape).to(memory_format=torch.channels_last)
+    encoder = channels_last(ImageEncoder(shape))
     head = nn.Linear(shape.dim, sampler.classes)
     modules = nn.ModuleDict({"encoder": encoder, "head": head})
     modules.train()
@@ -77,7 +77,9 @@ def train(recipe: Recipe, run: Path) -> None:
         encoder.calibrate(torch.cat([encoder.raw(sampler.draw(256, generator)[0]) for _ in range(20)]))
     save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, folder / "encoder.safetensors")
     (folder / "encoder.json").write_text(
-        json.dumps({"width": shape.width, "classes": sampler.classes, "seconds": seconds, "recipe": recipe.sha256}, indent=1)
+        json.dumps(
+            {"width": shape.width, "classes": sampler.classes, "seconds": seconds, "recipe": recipe.sha256}, indent=1
+        )
     )
 
 

@@ -12,6 +12,7 @@ from loomweight.bundle import TargetInfo
 from loomweight.loom import Loom
 from trainer import bank, diffusion, encoder, vae, zoo
 from trainer.recipe import Recipe
+from trainer.tasks import Variant
 
 MAX_ZOO = 200
 """Zoo models of a target that travel with a bundle, for retrieval, novelty and neighbours."""
@@ -31,7 +32,7 @@ def export(recipe: Recipe, run: Path, out: Path, *, version: str = "1") -> dict[
     """Write the bundle of a finished run; returns its manifest."""
     shelves = bank.load(recipe, run)
     looms = {target: diffusion.load(recipe, run, target) for target in recipe.targets}
-    manifest = bundle.write(
+    return bundle.write(
         out,
         name=recipe.name,
         encoder=encoder.load(run),
@@ -41,11 +42,10 @@ def export(recipe: Recipe, run: Path, out: Path, *, version: str = "1") -> dict[
         defaults={"steps": recipe.sampling.steps, "guidance": recipe.sampling.guidance, "temperature": 1.0},
         card=_card(recipe, run, version),
     )
-    return manifest
 
 
 @torch.no_grad()
-def _zoo(loom: Loom, run: Path, shelves: dict[bank.Variant, bank.Shelf]) -> dict[str, Tensor]:
+def _zoo(loom: Loom, run: Path, shelves: dict[Variant, bank.Shelf]) -> dict[str, Tensor]:
     models = [c for c in vae.codes(loom.spec, list(zoo.models(run, loom.spec.name))) if c.model.index < MAX_ZOO]
     set_codes, means, trunk_codes, owners = [], [], [], []
     for number, c in enumerate(models):
@@ -74,7 +74,7 @@ def _target(recipe: Recipe, run: Path, loom: Loom) -> TargetInfo:
     expected = json.loads(results.read_text()).get(spec.name, {}) if results.exists() else {}
     return TargetInfo(
         id=spec.name,
-        architecture="linear head over the bundle's frozen image encoder" if not spec.trunk else f"convnet {spec.name} (SANE)",
+        architecture=f"convnet {spec.name} (SANE)" if spec.trunk else "linear head over the frozen image encoder",
         parameters=spec.parameters(10),
         input_size=(3, 32, 32),
         conditions=("samples",),
@@ -93,7 +93,11 @@ def _card(recipe: Recipe, run: Path, version: str) -> dict[str, Any]:
         "encoder": seconds(run / "encoder" / "encoder.json"),
         **{f"shared {t}": seconds(run / "shared" / f"{t}.json") for t in recipe.targets},
         **{f"zoo {t} (core seconds)": sum(m.seconds for m in zoo.models(run, t)) for t in recipe.targets},
-        **{f"{s} {t}": seconds(run / s / f"{t}.json") for s in ("vae", "set_encoder", "diffusion") for t in recipe.targets},
+        **{
+            f"{s} {t}": seconds(run / s / f"{t}.json")
+            for s in ("vae", "set_encoder", "diffusion")
+            for t in recipe.targets
+        },
     }
     gates = {t: json.loads((run / "vae" / f"{t}.json").read_text()) for t in recipe.targets}
     return {
@@ -105,11 +109,12 @@ def _card(recipe: Recipe, run: Path, version: str) -> dict[str, Any]:
         "training_data": {name: SOURCES[name] for name in recipe.data.domains},
         "never_seen": "classes c with c % 5 == 4 of cifar100 and tiny-imagenet-32; cifar10; scikit-learn's digits",
         "stage_seconds": {k: v for k, v in stages.items() if v is not None},
-        "gate": {t: {k: g[k] for k in ("kept", "kept_trained", "kept_held_out", "original_mean")} for t, g in gates.items()},
+        "gate": {
+            t: {k: g[k] for k in ("kept", "kept_trained", "kept_held_out", "original_mean")} for t, g in gates.items()
+        },
         "limits": (
             "Networks see 32x32 pixels. Made for pictures of one thing; text, detection and regression are not. "
             "Photographs of fine-grained classes stay hard for networks of this size."
         ),
         "licence": "Apache-2.0 for weights and code; mind the terms of the training data where you redistribute",
     }
-

@@ -1,7 +1,7 @@
 """The one training loop: it counts, logs, saves and resumes; a stage brings only its step.
 
-A run that is stopped and started again continues from its last checkpoint with the same random draws, so it ends with the
-same weights as one that was left alone.
+A run that is stopped and started again continues from its last checkpoint with the same random draws, so it ends with
+the same weights as one that was left alone.
 """
 
 import math
@@ -86,7 +86,9 @@ def fit(
     return time.perf_counter() - started
 
 
-def _save(path: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, generator: Generator, step: int) -> None:
+def _save(
+    path: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, generator: Generator, step: int
+) -> None:
     state = {
         "modules": modules.state_dict(),
         "optimizer": optimizer.state_dict(),

@@ -154,7 +154,8 @@ def load(name_or_path: str) -> Recipe:
         path = RECIPES / f"{name_or_path}.toml"
     if not path.exists():
         raise FileNotFoundError(f"no recipe {name_or_path}; there are {sorted(p.stem for p in RECIPES.glob('*.toml'))}")
-    return _build(Recipe, {"name": path.stem, **tomllib.loads(path.read_text())}, path.stem)
+    recipe: Recipe = _build(Recipe, {"name": path.stem, **tomllib.loads(path.read_text())}, path.stem)
+    return recipe
 
 
 def _build(kind: type[Any], values: dict[str, Any], where: str) -> Any:

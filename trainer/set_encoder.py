@@ -1,7 +1,7 @@
 """Stage `set_encoder`: the dataset encoder of each target, aligned with the zoo's weight latents, then frozen.
 
-Contrastive on two levels: set codes with the pooled latents of the models trained on those sets, and within each task class
-codes with the latents of the head rows of those classes. Images are drawn afresh every step.
+Contrastive on two levels: set codes with the pooled latents of the models trained on those sets, and within each task
+class codes with the latents of the head rows of those classes. Images are drawn afresh every step.
 """
 
 import json
@@ -17,6 +17,7 @@ from trainer import bank, vae, zoo
 from trainer import encoder as image_encoder
 from trainer.loop import fit
 from trainer.recipe import Recipe
+from trainer.tasks import Variant
 
 
 def train(recipe: Recipe, run: Path) -> None:
@@ -26,7 +27,7 @@ def train(recipe: Recipe, run: Path) -> None:
         _train(recipe, run, target, shelves)
 
 
-def _train(recipe: Recipe, run: Path, target: str, shelves: dict[bank.Variant, bank.Shelf]) -> None:
+def _train(recipe: Recipe, run: Path, target: str, shelves: dict[Variant, bank.Shelf]) -> None:
     settings = recipe.targets[target].set_encoder
     spec, dim = zoo.spec_of(run, target), image_encoder.config(run).dim
     coder = vae.load(run, target)
@@ -60,11 +61,15 @@ def _train(recipe: Recipe, run: Path, target: str, shelves: dict[bank.Variant, b
         rows = torch.stack([r for _, _, r in picked])  # (b, k, dim)
         whole = torch.cat((torch.stack([g for _, g, _ in picked]), rows.square().mean(1)), -1)
         sets = alignment_loss(set_codes, project_model(whole))
-        classes = torch.stack([alignment_loss(a, b) for a, b in zip(class_codes, project_row(rows), strict=True)]).mean()
+        classes = torch.stack(
+            [alignment_loss(a, b) for a, b in zip(class_codes, project_row(rows), strict=True)]
+        ).mean()
         return sets + classes, {"sets": sets.item(), "classes": classes.item()}
 
     seconds = fit(run / "set_encoder" / target, modules, settings, step, seed=recipe.seed + 31)
-    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, run / "set_encoder" / f"{target}.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in encoder.state_dict().items()}, run / "set_encoder" / f"{target}.safetensors"
+    )
     meta = {"config": config.__dict__, "seconds": seconds, "recipe": recipe.sha256}
     (run / "set_encoder" / f"{target}.json").write_text(json.dumps(meta, indent=1))
 

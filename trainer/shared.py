@@ -1,7 +1,7 @@
 """Stage `shared`: one initialisation for each whole-network target, trained on all the encoder's classes at once.
 
-It is the network that users would fine-tune, that zoo models start from, and whose last features carry the strongest cheap
-rival (the trunk probe). Only its trunk is kept.
+It is the network that users would fine-tune, that zoo models start from, and whose last features carry the strongest
+cheap rival (the trunk probe). Only its trunk is kept.
 """
 
 import json

@@ -56,7 +56,7 @@ def glyph(character: str, rng: np.random.Generator, *, distractors: bool) -> Ima
     if distractors:
         for side in (-1, 1):
             other = ALPHABETS[rng.integers(len(ALPHABETS))]
-            draw.text((SIDE + side * rng.integers(36, 48), SIDE), other, font=font, fill=255, anchor="mm")
+            draw.text((SIDE + side * int(rng.integers(36, 48)), SIDE), other, font=font, fill=255, anchor="mm")
     angle, shear = rng.normal(0, 0.12), rng.normal(0, 0.15)
     scale = rng.uniform(1.75, 2.5)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
@@ -77,7 +77,9 @@ def _gradient(rng: np.random.Generator) -> NDArray[np.float64]:
     return np.asarray(low + ramp[..., None] * (high - low) * rng.uniform(0, 1))
 
 
-def glyphs(per_class: int, seed: int, *, characters: str = ALPHABETS, coloured: bool) -> tuple[Images, NDArray[np.int64]]:
+def glyphs(
+    per_class: int, seed: int, *, characters: str = ALPHABETS, coloured: bool
+) -> tuple[Images, NDArray[np.int64]]:
     """Rendered characters, one class each: (n, 32, 32, 3) uint8 and labels (n,).
 
     Plain: white on black, as handwriting sets come. Coloured: any ink on a colour ramp, with neighbours cut off at the
@@ -89,7 +91,7 @@ def glyphs(per_class: int, seed: int, *, characters: str = ALPHABETS, coloured: 
         rng = np.random.default_rng([seed, int(coloured), index])
         mask = np.asarray(glyph(characters[label], rng, distractors=coloured and rng.random() < 0.6), np.float64)
         if not coloured:
-            images[index] = np.uint8(mask)[..., None]
+            images[index] = mask.astype(np.uint8)[..., None]
             continue
         ground = _gradient(rng)
         ink = rng.uniform(0, 255, 3)

@@ -1,4 +1,4 @@
-"""Tasks: which classes of which domain, seen through which view. Everything the zoo and the tables name is one of these."""
+"""Tasks: which classes of which domain, seen through which view. What the zoo and the tables name is one of these."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from trainer import views
-from trainer.data import Domain
+from trainer.data import Domain, Images
 from trainer.recipe import Recipe
 
 
@@ -19,7 +19,7 @@ class Variant:
     view: str
     seed: int
 
-    def apply(self, images: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+    def apply(self, images: Images) -> Tensor:
         """uint8 (n, 32, 32, 3) to float (n, 3, 32, 32) in [0, 1], through the view."""
         x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
         return views.view(self.view, x, Generator().manual_seed(self.seed))

@@ -1,8 +1,8 @@
 """Stage `vae`: the weight autoencoder of each target, and the gate before diffusion.
 
-Trained on weights and on behaviour: the decoded network must answer like the original on the task's own images. A weight
-autoencoder with a small squared error can still decode to chance; so the stage measures the decoded zoo models on their
-test images and fails where they keep less than the recipe's share of the originals' accuracy.
+Trained on weights and on behaviour: the decoded network must answer like the original on the task's own images. A
+weight autoencoder with a small squared error can still decode to chance; so the stage measures the decoded zoo models
+on their test images and fails where they keep less than the recipe's share of the originals' accuracy.
 """
 
 import json
@@ -97,7 +97,9 @@ def train(recipe: Recipe, run: Path) -> None:
                 with torch.no_grad():
                     wanted = spec.forward(join(spec, c.trunk, c.rows), x)
                 given = spec.forward(join(spec, trunk, rows), x)
-                behaviour = behaviour + F.kl_div(given.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean")
+                behaviour = behaviour + F.kl_div(
+                    given.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean"
+                )
             n = settings.batch
             loss = (recon + settings.behaviour * behaviour + settings.kl * kl) / n
             return loss, {"reconstruction": recon.item() / n, "behaviour": behaviour.item() / n, "kl": kl.item() / n}

@@ -1,7 +1,7 @@
 """What the same picture can look like elsewhere: views of whole tasks, and augmentations of single images.
 
-A *view* is one fixed change for all images of a task (a grey camera, an inverted scan); an *augmentation* differs image by
-image. Both take and give float images (n, 3, 32, 32) in [0, 1] and draw from an explicit generator.
+A *view* is one fixed change for all images of a task (a grey camera, an inverted scan); an *augmentation* differs image
+by image. Both take and give float images (n, 3, 32, 32) in [0, 1] and draw from an explicit generator.
 """
 
 import math
@@ -84,7 +84,9 @@ def jitter(x: Tensor, generator: Generator, *, flip: Tensor | None = None, stren
     if flip is not None:
         sign = torch.where(flip & (torch.rand(n, generator=generator) < 0.5), -1.0, 1.0)
     cos, sin = scale * turn.cos(), scale * turn.sin()
-    theta = torch.stack((torch.stack((sign * cos, -sin, shift[:, 0]), 1), torch.stack((sign * sin, cos, shift[:, 1]), 1)), 1)
+    theta = torch.stack(
+        (torch.stack((sign * cos, -sin, shift[:, 0]), 1), torch.stack((sign * sin, cos, shift[:, 1]), 1)), 1
+    )
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 

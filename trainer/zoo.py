@@ -1,8 +1,9 @@
 """Stage `zoo`: train many small networks, one a task, in processes of one thread each.
 
-Model number i depends on the recipe and i alone, so shards can be built anywhere, in any order, killed and started again,
-and the files are the same bit for bit. On this class of CPU separate processes beat `torch.func.vmap` over models two to
-one for the convnets (docs/decisions/0003); heads are closed-form convex problems and are solved in batches.
+Model number i depends on the recipe and i alone, so shards can be built anywhere, in any order, killed and started
+again, and the files are the same bit for bit. On this class of CPU separate processes beat `torch.func.vmap` over
+models two to one for the convnets (docs/decisions/0003); heads are closed-form convex problems and are solved in
+batches.
 """
 
 import json
@@ -53,9 +54,11 @@ def build(recipe: Recipe, run: Path, target: str, *, shard: int = 0, shards: int
     if processes == 1:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in the processes below: the count of threads can change the last bits
-        for job in tqdm(jobs, desc=f"zoo {target}", mininterval=5):
-            _build_one(job)
-        torch.set_num_threads(threads)
+        try:
+            for job in tqdm(jobs, desc=f"zoo {target}", mininterval=5):
+                _build_one(job)
+        finally:
+            torch.set_num_threads(threads)
         return
     context = mp.get_context("spawn")
     with context.Pool(min(processes, len(missing)), initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -118,7 +121,7 @@ def spec_of(run: Path, target: str) -> ArchitectureSpec:
 
 
 def training_images(recipe: Recipe, run: Path, target: str, task: Task, seed: int) -> tuple[Tensor, Tensor]:
-    """Training images (n, 3, 32, 32) of a task and labels (n,); for a head the bank's features (n, d), two thirds of them."""
+    """Training images (n, 3, 32, 32) of a task and labels (n,); for a head two thirds of the bank's features (n, d)."""
     if target == "head":
         features = _features(run, task)
         return _labelled(features[:, : features.shape[1] * 2 // 3])
@@ -166,10 +169,12 @@ def fit_network(
     steps = settings.epochs * -(-len(x) // settings.batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=steps, pct_start=0.2)
     correct = torch.zeros(())
-    for epoch in range(settings.epochs):
+    for _ in range(settings.epochs):
         correct.zero_()
-        for chosen in torch.randperm(len(x), generator=generator).split(settings.batch):
-            batch = spec.adapt(views.jitter(x[chosen], generator, strength=0.5)).contiguous(memory_format=torch.channels_last)
+        for chosen in torch.split(torch.randperm(len(x), generator=generator), settings.batch):
+            batch = spec.adapt(views.jitter(x[chosen], generator, strength=0.5)).contiguous(
+                memory_format=torch.channels_last
+            )
             logits = spec.forward(weights, batch)
             loss = F.cross_entropy(logits, y[chosen])
             optimizer.zero_grad()
@@ -192,7 +197,7 @@ def fit_head(spec: ArchitectureSpec, x: Tensor, y: Tensor, classes: int) -> tupl
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     weights = {"head.weight": weight.detach(), "head.bias": bias.detach()}
     return weights, float((F.linear(x, *weights.values()).argmax(1) == y).float().mean())
 
