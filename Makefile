@@ -26,5 +26,15 @@ lint: setup
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/loomweight bundle verify bundles/starter
 
+# The result files behind the README; DATA is a folder of image sets in the Hugging Face layout, RUN the bundle's training run.
+RUN ?= runs/starter
+bench: setup
+	$(BIN)/python -m benchmarks.digits --draws 10 --out docs/results/digits.json
+	$(BIN)/python -m benchmarks.fewshot --run $(RUN) --data $(DATA) --out docs/results/fewshot.json
+	$(BIN)/python -m benchmarks.seen_tasks --run $(RUN) --out docs/results/seen_tasks.json
+	$(BIN)/python -m benchmarks.latency --out docs/results/latency.json
+	$(BIN)/python -m benchmarks.runtime_backends --out docs/results/runtime_backends.json
+	$(BIN)/python -m benchmarks.render
+
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -3,8 +3,8 @@
     python -m benchmarks.digits                                   one draw, a table
     python -m benchmarks.digits --draws 10 --out docs/results/digits.json
 
-Starts `loomweight up`, sends 1, 3 and 10 images a class as PNG files, downloads safetensors and ONNX, checks that both give the
-same logits, and asks all digits that were not sent. Rivals get the same images, in this process.
+Starts `loomweight up`, sends 1, 3 and 10 images a class as PNG files, downloads safetensors and ONNX, checks that
+both give the same logits, and asks all digits that were not sent. Rivals get the same images, in this process.
 """
 
 import argparse
@@ -53,7 +53,16 @@ NAMES = {
 def service(bundle: Path) -> Iterator[str]:
     """`loomweight up` on a free port with a throw-away data folder; gives its address."""
     with tempfile.TemporaryDirectory() as data:
-        command = [str(Path(sys.executable).with_name("loomweight")), "up", "--port", "0", "--data", data, "--bundle", str(bundle)]
+        command = [
+            str(Path(sys.executable).with_name("loomweight")),
+            "up",
+            "--port",
+            "0",
+            "--data",
+            data,
+            "--bundle",
+            str(bundle),
+        ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
             assert process.stdout is not None
@@ -91,7 +100,9 @@ class Digits:
         return sent, np.setdiff1d(np.arange(len(self.labels)), sent)
 
 
-def generated(client: LoomweightClient, bundle: Bundle, digits: Digits, target: str, sent, rest, seed: int, folder: Path):
+def generated(
+    client: LoomweightClient, bundle: Bundle, digits: Digits, target: str, sent, rest, seed: int, folder: Path
+):
     """Accuracy and seconds of one request, end to end; checks that safetensors and ONNX agree."""
     start = time.perf_counter()
     images = [png(digits.bytes[i]) for i in sent]
@@ -152,7 +163,11 @@ def measure(bundle_dir: Path, draws: int, console: Console):
                 truth = torch.from_numpy(digits.labels[rest])
                 for name, arm in instead.items():
                     start = time.perf_counter()
-                    features = runtime.encode(digits.x[sent]) if name in ("nearest class mean", "logistic probe") else digits.features[sent]
+                    features = (
+                        runtime.encode(digits.x[sent])
+                        if name in ("nearest class mean", "logistic probe")
+                        else digits.features[sent]
+                    )
                     y = torch.from_numpy(digits.labels[sent])
                     predict = arm(arms.Setting(digits.x[sent], y, features, 10, seed))
                     seconds = time.perf_counter() - start
@@ -169,7 +184,11 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     measured, bundle = measure(options.bundle, options.draws, console)
-    table = Table("accuracy on all other digits", *(f"{n} a class" for n in SHOTS), title="scikit-learn's digits, a data set the bundle never saw")
+    table = Table(
+        "accuracy on all other digits",
+        *(f"{n} a class" for n in SHOTS),
+        title="scikit-learn's digits, a data set the bundle never saw",
+    )
     for arm, name in NAMES.items():
         cells = []
         for n in SHOTS:
@@ -178,13 +197,18 @@ def main() -> None:
         table.add_row(name, *cells, style="bold" if arm.startswith("generated") else None)
     console.print(table)
     console.print(
-        "You now have, for each request, a network in one safetensors file and one ONNX file that takes raw images: run it "
-        "anywhere with onnxruntime, or make your own with `.venv/bin/loomweight generate DIR --target cnn-l --out model.safetensors`, "
-        "DIR holding one folder of images a class."
+        "You now have, for each request, a network in one safetensors file and one ONNX file that takes raw images: "
+        "run it anywhere with onnxruntime, or make your own with `.venv/bin/loomweight generate DIR --target cnn-l --out "
+        "model.safetensors`, DIR holding one folder of images a class."
     )
     if options.out:
         rows = [
-            {"shots": n, "arm": arm, **results.interval([a for a, _ in runs]), "seconds": results.interval([s for _, s in runs])}
+            {
+                "shots": n,
+                "arm": arm,
+                **results.interval([a for a, _ in runs]),
+                "seconds": results.interval([s for _, s in runs]),
+            }
             for n, by_arm in measured.items()
             for arm, runs in by_arm.items()
         ]

@@ -24,7 +24,11 @@ def interval(values: Sequence[float], *, seed: int = 0, samples: int = 2000) -> 
 def cpu() -> str:
     """The processor's name, where the system tells it."""
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return f"{names[0]} x {len(names)}" if names else platform.processor()
 
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.seen_tasks --run runs/starter --out docs/results/seen_tasks.json
 
-Conditioning images come from the training split, accuracy is on the test split. Distances say whether the generator copies:
-from each generated network to its nearest zoo model of the same class count, beside the zoo's own nearest-neighbour distances
-(Euclidean over all weights; head rows centred over classes, since softmax does not see their mean).
+Conditioning images come from the training split, accuracy is on the test split. Distances say whether the generator
+copies: from each generated network to its nearest zoo model of the same class count, beside the zoo's own nearest-
+neighbour distances (Euclidean over all weights; head rows centred over classes, since softmax does not see their
+mean).
 """
 
 import argparse
@@ -17,8 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import results
-from loomweight import candidates
-from loomweight.generator import Generator, GenerateOptions, flatten_split
+from loomweight.generator import GenerateOptions, Generator
 from loomweight.weight_vae import join
 from trainer import recipe as recipes
 from trainer import vae, zoo
@@ -51,7 +51,9 @@ def main() -> None:
     generator = Generator.load(options.bundle)
     loom = generator.looms[options.target]
     spec, coder = loom.spec, vae.load(options.run, options.target)
-    models = [c for c in vae.codes(spec, list(zoo.models(options.run, options.target))) if not vae.held_out(c.model.index)]
+    models = [
+        c for c in vae.codes(spec, list(zoo.models(options.run, options.target))) if not vae.held_out(c.model.index)
+    ]
     rng = torch.Generator().manual_seed(0)
     rows, vectors = [], {}
     for c in tqdm(models[: options.most], mininterval=5):
@@ -60,10 +62,8 @@ def main() -> None:
         test_x, test_y = zoo.test_images(recipe, options.run, options.target, task)
         labels = [f"{i:03d}" for i in y.tolist()]
         w = generator.weave(x.numpy(), labels, GenerateOptions(target=options.target, seed=c.model.index))
-        index, truth = flatten_split(w.split.holdout)
-        scores = [candidates.score(loom, n, w.adapted[index], truth) for n in w.networks]
-        own = [i for i, n in enumerate(w.networks) if n.origin in ("diffusion", "diffusion-mean")]
-        best = w.networks[min(own, key=lambda i: scores[i].loss)]
+        order = generator.rank(w).order
+        best = next(w.networks[i] for i in order if w.networks[i].origin != "closed-form")
         closed = next(n for n in w.networks if n.origin == "closed-form")
         first = next(n for n in w.networks if n.origin == "diffusion")
         mean_g, mean_r = coder.encode(c.trunk[None], c.rows[None])
@@ -78,7 +78,15 @@ def main() -> None:
         }
         k = len(c.rows)
         accuracies = {name: zoo.accuracy(spec, join(spec, *parts), test_x, test_y) for name, parts in networks.items()}
-        rows.append({"task": c.model.index, "domain": task.variant.domain, "view": task.variant.view, "classes": k, **accuracies})
+        rows.append(
+            {
+                "task": c.model.index,
+                "domain": task.variant.domain,
+                "view": task.variant.view,
+                "classes": k,
+                **accuracies,
+            }
+        )
         for name in ("generated, best of 8", "zoo model"):
             vectors.setdefault((k, name), []).append(vector(*networks[name]))
     summary = {}
@@ -101,7 +109,13 @@ def main() -> None:
     print(json.dumps({"summary": summary, "distances": distances}, indent=1))
     if options.out:
         results.write(
-            options.out, "seen_tasks", generator.bundle.id, rows, shots=options.shots, summary=summary, distances=distances
+            options.out,
+            "seen_tasks",
+            generator.bundle.id,
+            rows,
+            shots=options.shots,
+            summary=summary,
+            distances=distances,
         )
 
 

@@ -1,9 +1,10 @@
 """Stage `diffusion`: the conditional denoiser over weight differences, trained through the networks that it generates.
 
-Every step draws fresh tasks, images, shot and class counts. Half of the steps start from pure noise: the prediction is then the
-conditional mean, judged by the cross-entropy of the *generated network* on query images. The others denoise a noisy
-target: the latents of a zoo model of that task, or, for tasks without one, what the averaged generator writes when it is given many
-images; so that the sampler learns how answers from many images scatter around the answer from few.
+Every step draws fresh tasks, images, shot and class counts. Half of the steps start from pure noise: the prediction
+is then the conditional mean, judged by the cross-entropy of the *generated network* on query images. The others
+denoise a noisy target: the latents of a zoo model of that task, or, for tasks without one, what the averaged
+generator writes when it is given many images; so that the sampler learns how answers from many images scatter
+around the answer from few.
 """
 
 import copy
@@ -23,6 +24,7 @@ from trainer import bank, set_encoder, vae, zoo
 from trainer import encoder as image_encoder
 from trainer.loop import fit
 from trainer.recipe import GeneratorRecipe, Recipe
+from trainer.tasks import Variant
 
 Pick = tuple[bank.Shelf, Tensor]
 
@@ -48,9 +50,12 @@ def new_loom(recipe: Recipe, run: Path, target: str) -> Loom:
 class Trainer:
     """One target's training step."""
 
-    def __init__(self, recipe: Recipe, run: Path, target: str, shelves: dict[bank.Variant, bank.Shelf]) -> None:
+    def __init__(self, recipe: Recipe, run: Path, target: str, shelves: dict[Variant, bank.Shelf]) -> None:
         self.settings: GeneratorRecipe = recipe.targets[target].diffusion
         self.loom = new_loom(recipe, run, target)
+        self.slow: list[Tensor] = []
+        if self.settings.train_decoder and self.loom.spec.trunk:
+            self.slow = [self.loom.vae.decode_trunk.weight.requires_grad_()]
         self.average = copy.deepcopy(self.loom).requires_grad_(False)
         self.episodes = bank.Episodes(recipe, shelves, target, self.loom.config.set_encoder.inputs)
         self.schedule = CosineSchedule()
@@ -108,7 +113,7 @@ class Trainer:
         clean = self.loom.denoise(z, t, self.loom.condition(support), keep)
         latents = self.loom.unscale(clean)
         trunks = self.loom.trunks(latents)
-        rows, _ = self.loom.rows(latents, trunks, support)
+        rows = self.loom.rows(latents, trunks, support)[0]
         losses, correct = [], []
         for trunk, row, images in zip(trunks, rows, episode.query_images, strict=True):
             logits = self.loom.logits(trunk, row, images)
@@ -121,6 +126,12 @@ class Trainer:
             latent = (clean - target).square().mean()
             figures["latent"] = latent.item()
             loss = loss + s.latent_loss * latent
+        if from_zoo and self.slow:  # a decoder that learns must go on decoding the zoo
+            wanted = torch.stack([c.trunk for c in models])
+            codes = self.loom.vae.encode(wanted, torch.stack([c.rows for c in models]))[0]
+            kept = ((self.loom.vae.decode(codes) - wanted) / self.loom.vae.scale).square().mean()
+            figures["reconstruction"] = kept.item()
+            loss = loss + kept
         return loss, figures
 
     def zoo_latents(self, models: list[vae.Codes], support: Support) -> Tensor:
@@ -178,17 +189,27 @@ def train(recipe: Recipe, run: Path) -> None:
         train_target(recipe, run, target, shelves)
 
 
-def train_target(recipe: Recipe, run: Path, target: str, shelves: dict[bank.Variant, bank.Shelf]) -> None:
+def train_target(recipe: Recipe, run: Path, target: str, shelves: dict[Variant, bank.Shelf]) -> None:
     """Run the stage for one target."""
     trainer = Trainer(recipe, run, target, shelves)
     trainer.measure_spread(Generator().manual_seed(recipe.seed + 42))
     modules = nn.ModuleDict({"loom": trainer.loom, "average": trainer.average})
     seconds = fit(
-        run / "diffusion" / target, modules, trainer.settings, trainer.step, seed=recipe.seed + 41, after=trainer.follow
+        run / "diffusion" / target,
+        modules,
+        trainer.settings,
+        trainer.step,
+        seed=recipe.seed + 41,
+        after=trainer.follow,
+        slow=trainer.slow,
     )
+    # The decoder may have moved: the zoo must still pass the gate through it.
+    zoo_codes = vae.codes(trainer.loom.spec, list(zoo.models(run, target)))
+    report = vae.gate(recipe, run, target, trainer.average.vae, zoo_codes)
+    vae.check(target, report, recipe.targets[target].vae.gate)
     state = {k: v.contiguous() for k, v in trainer.average.state_dict().items()}
     save_file(state, run / "diffusion" / f"{target}.safetensors")
-    meta = {"seconds": seconds, "recipe": recipe.sha256}
+    meta = {"seconds": seconds, "recipe": recipe.sha256, **report}
     (run / "diffusion" / f"{target}.json").write_text(json.dumps(meta, indent=1))
 
 

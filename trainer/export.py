@@ -99,7 +99,7 @@ def _card(recipe: Recipe, run: Path, version: str) -> dict[str, Any]:
             for t in recipe.targets
         },
     }
-    gates = {t: json.loads((run / "vae" / f"{t}.json").read_text()) for t in recipe.targets}
+    gates = {t: json.loads((run / "diffusion" / f"{t}.json").read_text()) for t in recipe.targets}
     return {
         "version": version,
         "software": __version__,

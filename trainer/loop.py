@@ -6,7 +6,7 @@ the same weights as one that was left alone.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ def fit(
     step: Step,
     *,
     seed: int,
-    parameters: Iterable[Tensor] | None = None,
+    slow: Sequence[Tensor] = (),
     after: Callable[[int], None] | None = None,
     save_every: int = 500,
     clip: float = 1.0,
@@ -43,15 +43,21 @@ def fit(
     """Train `modules` for `recipe.steps` AdamW steps; returns the seconds that this call took.
 
     `step(i, generator)` gives the loss and figures to log. Everything trainable and everything to resume lives in
-    `modules` (averages of weights included) and in the generator; `after(i)` runs behind every update.
+    `modules` (averages of weights included) and in the generator; `after(i)` runs behind every update. Parameters
+    named in `slow` learn at a fifth of the rate.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    trained = [p for p in (parameters or modules.parameters()) if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1]
-    plain = [p for p in trained if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=recipe.lr
-    )
+    trained = [p for p in modules.parameters() if p.requires_grad]
+    held_back = {id(p) for p in slow}
+    groups = []
+    for factor in (1.0, 0.2):
+        own = [p for p in trained if (id(p) in held_back) == (factor < 1)]
+        for matrices in (True, False):
+            decay = recipe.weight_decay if matrices and factor == 1 else 0.0
+            params = [p for p in own if (p.ndim > 1) == matrices]
+            if params:
+                groups.append({"params": params, "weight_decay": decay, "factor": factor})
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
     generator = Generator().manual_seed(seed)
     checkpoint = folder / "checkpoint.pt"
     first = 0
@@ -66,7 +72,7 @@ def fit(
         bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc=folder.name, mininterval=5)
         for i in bar:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, i)
+                group["lr"] = group["factor"] * learning_rate(recipe, i)
             loss, figures = step(i, generator)
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"{folder.name}: the loss is {loss.item()} at step {i}")

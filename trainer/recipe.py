@@ -92,6 +92,7 @@ class GeneratorRecipe(TrainingRecipe):
     behaviour_only: float = 0.5  # share of steps at pure noise, with the behavioural loss alone
     latent_loss: float = 0.1
     drop_condition: float = 0.1
+    train_decoder: bool = True  # let the autoencoder's way out learn from the generated networks as well
     ema: float = 0.99
 
 

@@ -109,11 +109,16 @@ def train(recipe: Recipe, run: Path) -> None:
         save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, run / "vae" / f"{target}.safetensors")
         meta = {"config": vae.config.__dict__, "seconds": seconds, "recipe": recipe.sha256, **report}
         (run / "vae" / f"{target}.json").write_text(json.dumps(meta, indent=1))
-        if report["kept"] < settings.gate:
-            raise GateFailed(
-                f"{target}: decoded models keep {report['kept']:.1%} of their originals' test accuracy "
-                f"(held-out ones {report['kept_held_out']:.1%}); diffusion needs {settings.gate:.0%}"
-            )
+        check(target, report, settings.gate)
+
+
+def check(target: str, report: dict[str, float], least: float) -> None:
+    """The gate: raises GateFailed where decoded models keep less than `least` of their originals' accuracy."""
+    if report["kept"] < least:
+        raise GateFailed(
+            f"{target}: decoded models keep {report['kept']:.1%} of their originals' test accuracy "
+            f"(held-out ones {report['kept_held_out']:.1%}); {least:.0%} are needed"
+        )
 
 
 def task_images(episodes: bank.Episodes, c: Codes, count: int, generator: Generator) -> Tensor:

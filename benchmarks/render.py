@@ -1,0 +1,112 @@
+"""Writes the tables of the README from docs/results/*.json, so that no figure is typed by hand.
+
+python -m benchmarks.render            rewrites README.md
+python -m benchmarks.render --check    fails where README.md differs from the result files
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+README = Path("README.md")
+RESULTS = Path("docs/results")
+MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def _percent(cell: dict[str, Any]) -> str:
+    half = (cell["high"] - cell["low"]) / 2
+    return f"{100 * cell['mean']:.1f} ± {100 * half:.1f}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(r) + " |" for r in rows]) + "\n"
+
+
+def _source(content: dict[str, Any], name: str) -> str:
+    file = f"docs/results/{name}.json"
+    return f"\n<sub>`{content['command']}` → [{file}]({file}), bundle `{content['bundle']}`</sub>\n"
+
+
+def digits(content: dict[str, Any]) -> str:
+    """Accuracy by arm and images a class."""
+    shots = sorted({r["shots"] for r in content["rows"]})
+    arms = list(dict.fromkeys(r["arm"] for r in content["rows"]))
+    cell = {(r["arm"], r["shots"]): r for r in content["rows"]}
+    rows = [[a, *(_percent(cell[a, n]) for n in shots), f"{cell[a, shots[-1]]['seconds']['mean']:.2f}"] for a in arms]
+    return _table(["accuracy, %", *(f"{n} a class" for n in shots), f"seconds at {shots[-1]}"], rows)
+
+
+def fewshot(content: dict[str, Any]) -> str:
+    """One table a target: sets and shots in rows, arms in columns."""
+    parts = []
+    for target in dict.fromkeys(r["target"] for r in content["rows"]):
+        own = [r for r in content["rows"] if r["target"] == target]
+        arms = [a for a in own[0]["arms"] if all(a in r["arms"] for r in own)]
+        rows = [
+            [f"{r['set']}, {r['ways']}-way, {r['shots']}", *(f"{100 * r['arms'][a]['mean']:.1f}" for a in arms)]
+            for r in own
+        ]
+        parts.append(f"**{target}**\n\n" + _table(["set, ways, images a class", *arms], rows))
+    return "\n".join(parts)
+
+
+def seen_tasks(content: dict[str, Any]) -> str:
+    """Accuracy on the zoo's own tasks, and distances."""
+    settings = content["settings"]
+    rows = [[n, _percent(c), f"{100 * c['share_of_zoo_mean']:.1f}"] for n, c in settings["summary"].items()]
+    d = settings["distances"]
+    note = (
+        f"\n{len(content['rows'])} tasks, {settings['shots']} images a class. Median distance from a generated network "
+        f"to its nearest zoo model: {d['ratio']:.2f} times the zoo's own median nearest-neighbour distance.\n"
+    )
+    return _table(["network", "test accuracy, %", "share of the zoo's mean, %"], rows) + note
+
+
+def latency(content: dict[str, Any]) -> str:
+    """Milliseconds by measure."""
+    rows = [[r["measure"], f"{r['p50']:.0f}", f"{r['p95']:.0f}"] for r in content["rows"]]
+    memory = content["settings"]["resident_mb"]
+    note = "\nResident memory: " + ", ".join(f"{k} {v:.0f} MB" for k, v in memory.items()) + ".\n"
+    return _table(["milliseconds", "p50", "p95"], rows) + note
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "digits": digits,
+    "fewshot": fewshot,
+    "seen_tasks": seen_tasks,
+    "latency": latency,
+}
+
+
+def render(text: str) -> str:
+    """The README with every marked table made anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[2]
+        content = json.loads((RESULTS / f"{name}.json").read_text())
+        return match[1] + TABLES[name](content) + _source(content, name) + match[3]
+
+    return MARK.sub(fill, text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    text = README.read_text()
+    fresh = render(text)
+    if options.check:
+        if fresh != text:
+            print("README.md differs from docs/results: run python -m benchmarks.render")
+            return 1
+        return 0
+    README.write_text(fresh)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

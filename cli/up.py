@@ -1,0 +1,182 @@
+"""The whole service on one machine: an embedded Valkey, one worker and the gateway, under one supervisor.
+
+Every part is a process in a session of its own, so that Ctrl-C reaches only the supervisor, which stops them in order:
+the gateway takes no more, the worker ends, the broker goes last. What they say goes to `DATA/logs`.
+"""
+
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Self
+
+import httpx
+
+START_SECONDS = 180.0
+STOP_SECONDS = 5.0
+SOFT_SHUTDOWN_SECONDS = 2.0
+_RESTARTS = 5  # of a worker within a minute, until it is given up
+_PR_SET_PDEATHSIG = 1
+
+
+class StackError(Exception):
+    """The service cannot start or go on; the text is one line for a terminal."""
+
+
+class Stack:
+    """The parts of one service. A context manager: leaving it leaves no process behind."""
+
+    def __init__(self, *, host: str, port: int, data: Path, bundle: Path) -> None:
+        self.host, self.port, self.data, self.bundle = host, port, data.resolve(), bundle.resolve()
+        self._parts: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock: IO[bytes] | None = None
+        self._worker_starts: list[float] = []
+        self._environment: dict[str, str] = {}
+
+    @property
+    def url(self) -> str:
+        """Where the gateway answers."""
+        return f"http://{'127.0.0.1' if self.host in ('0.0.0.0', '::') else self.host}:{self.port}"  # noqa: S104
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start every part and return once `/readyz` says that all are there. Raises `StackError`."""
+        if not (self.bundle / "bundle.json").is_file():
+            raise StackError(f"{self.bundle} holds no bundle; name one with --bundle DIR, or train it.")
+        self._claim_port()
+        self._claim_data()
+        redis_port = free_port()
+        self._environment = self._settings(redis_port)
+        self._spawn("redis", "-m", "cli.valkey", str(self.data / "redis"), str(redis_port))
+        self._await(lambda: _listens(redis_port), 15)
+        self._start_worker()
+        self._spawn("gateway", "-m", "cli.main", "serve", "--host", self.host, "--port", str(self.port))
+        self._await(self._is_ready, START_SECONDS)
+
+    def watch(self) -> None:
+        """Return while all is well; start a worker that ended anew. Raises `StackError` when a part cannot be had."""
+        for name, process in self._parts.items():
+            if process.poll() is None:
+                continue
+            if name != "worker":
+                raise StackError(f"The {name} ended unexpectedly; see {self._log(name)}.")
+            self._start_worker()
+            return
+
+    def stop(self) -> None:
+        """Stop every part, the broker last, within seconds; safe to call again."""
+        for names in (("gateway", "worker"), ("redis",)):
+            _end([process for name in names if (process := self._parts.pop(name, None))])
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def _claim_port(self) -> None:
+        if self.port == 0:
+            self.port = free_port()
+        with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.host, self.port))
+            except OSError as error:
+                raise StackError(f"Port {self.port} on {self.host} cannot be used: {error.strerror}.") from error
+
+    def _claim_data(self) -> None:
+        try:
+            for folder in ("redis", "store", "logs"):
+                (self.data / folder).mkdir(parents=True, exist_ok=True)
+            self._lock = (self.data / "lock").open("wb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StackError(f"{self.data} is in use by another `loomweight up`.") from error
+        except OSError as error:
+            raise StackError(f"{self.data} cannot be used: {error.strerror}.") from error
+
+    def _settings(self, redis_port: int) -> dict[str, str]:
+        ours = {
+            "LOOMWEIGHT_REDIS_URL": f"redis://127.0.0.1:{redis_port}/0",
+            "LOOMWEIGHT_STORE_URL": str(self.data / "store"),
+            "LOOMWEIGHT_BUNDLE_DIR": str(self.bundle),
+            "LOOMWEIGHT_SOFT_SHUTDOWN_S": str(SOFT_SHUTDOWN_SECONDS),
+        }
+        return {**os.environ, **ours}
+
+    def _start_worker(self) -> None:
+        now = time.monotonic()
+        self._worker_starts = [at for at in self._worker_starts if now - at < 60] + [now]
+        if len(self._worker_starts) > _RESTARTS:
+            raise StackError(f"The worker ends again and again; see {self._log('worker')}.")
+        self._spawn("worker", "-m", "cli.main", "worker")
+
+    def _spawn(self, name: str, *arguments: str) -> None:
+        with self._log(name).open("ab") as log:
+            self._parts[name] = subprocess.Popen(  # noqa: S603 - our own modules
+                [sys.executable, *arguments],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=_die_with_parent,
+            )
+
+    def _log(self, name: str) -> Path:
+        return self.data / "logs" / f"{name}.log"
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def _await(self, condition: Callable[[], bool], seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            for name, process in self._parts.items():
+                if process.poll() is not None:
+                    raise StackError(f"The {name} does not start; see {self._log(name)}.")
+            if time.monotonic() > end:
+                raise StackError(f"The service is not ready after {seconds:g} s; see {self.data / 'logs'}.")
+            time.sleep(0.1)
+
+
+def free_port() -> int:
+    """Return a port on the loopback address that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _die_with_parent() -> None:
+    """Ask Linux for a SIGTERM should the supervisor be killed in a way that it cannot handle."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    end = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, end - time.monotonic()))
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # whatever is left of its session
+        process.wait()

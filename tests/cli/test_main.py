@@ -1,0 +1,153 @@
+"""The command line, as a process where that matters."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli.client import LoomweightClient
+from cli.generate import EmptyFolder, pack_folder
+from cli.main import default_bundle, main
+from cli.up import Stack, StackError
+from tests.valkey import free_port
+
+COMMAND = [sys.executable, "-m", "cli.main"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("cat/1.png", "cat/2.JPG", "dog/1.webp", "dog/notes.txt", "dog/.hidden.png", ".git/x.png", "top.png"):
+        path = tmp_path / "pets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"image")
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """Enough of a bundle for what happens before it is loaded."""
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "bundle.json").write_text("{}")
+    return path
+
+
+def test_help_is_instant_and_brings_no_torch() -> None:
+    best = min(_seconds([*COMMAND, "--help"]) for _ in range(3))
+    imports = "import sys, cli.main, cli.up, cli.client, cli.generate"
+    script = f"{imports}; print('torch' in sys.modules, 'service' in sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+    assert best < 1.0  # 0.05 on an idle core; the margin is for a busy machine
+    assert modules.split() == ["False", "False"]
+
+
+def _seconds(command: list[str]) -> float:
+    start = time.monotonic()
+    subprocess.run(command, capture_output=True, check=True)
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "up", "generate", "train", "bundle"])
+def test_every_command_is_listed(command: str) -> None:
+    assert command in CliRunner().invoke(main, ["--help"]).output
+
+
+def test_only_images_in_class_folders_are_packed(folder: Path) -> None:
+    with zipfile.ZipFile(BytesIO(pack_folder(folder))) as archive:
+        assert archive.namelist() == ["cat/1.png", "cat/2.JPG", "dog/1.webp"]
+
+
+def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(EmptyFolder, match="holds no images"):
+        pack_folder(tmp_path)
+
+    result = CliRunner().invoke(main, ["generate", str(tmp_path), "--server", "http://127.0.0.1:1"])
+
+    assert result.exit_code == 1
+    assert "holds no images" in result.output
+
+
+def test_a_wrong_option_is_a_usage_error(folder: Path) -> None:
+    assert CliRunner().invoke(main, ["generate", str(folder), "--method", "magic"]).exit_code == 2
+    assert CliRunner().invoke(main, ["generate", "/nowhere"]).exit_code == 2
+
+
+def test_a_server_that_is_not_there_is_told_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LoomweightClient.__init__.__kwdefaults__, "patience", 0.0)
+
+    result = CliRunner().invoke(main, ["generate", str(folder), "--server", f"http://127.0.0.1:{free_port()}"])
+
+    assert result.exit_code == 3
+    assert "no answer" in result.output
+
+
+def test_a_port_in_use_is_one_clear_line(tmp_path: Path, bundle: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        arguments = ["up", "--port", str(port), "--data", str(tmp_path / "data"), "--bundle", str(bundle)]
+        result = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
+
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert result.stderr == f"loomweight: Port {port} on 127.0.0.1 cannot be used: Address already in use.\n"
+
+
+def test_a_folder_that_is_no_bundle_is_one_clear_line(tmp_path: Path) -> None:
+    arguments = ["up", "--data", str(tmp_path / "data"), "--bundle", str(tmp_path)]
+    result = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
+
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"loomweight: {tmp_path} holds no bundle")
+    assert result.stderr.count("\n") == 1
+
+
+def test_one_data_folder_serves_one_stack(tmp_path: Path, bundle: Path) -> None:
+    first, second = (Stack(host="127.0.0.1", port=0, data=tmp_path / "data", bundle=bundle) for _ in range(2))
+    with first, second:
+        first._claim_data()
+        with pytest.raises(StackError, match="in use by another"):
+            second.start()
+
+
+def test_a_worker_that_cannot_start_ends_the_stack(tmp_path: Path, bundle: Path) -> None:
+    arguments = ["up", "--port", "0", "--data", str(tmp_path / "data"), "--bundle", str(bundle)]
+    result = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+    assert result.returncode == 1
+    assert result.stderr == f"loomweight: The worker does not start; see {tmp_path / 'data' / 'logs' / 'worker.log'}.\n"
+    assert "InvalidBundle" in (tmp_path / "data" / "logs" / "worker.log").read_text()
+
+
+def test_verify_tells_a_damaged_bundle(bundle: Path) -> None:
+    result = CliRunner().invoke(main, ["bundle", "verify", str(bundle)])
+
+    assert result.exit_code == 1
+    assert "format" in result.output
+
+
+def test_the_configured_bundle_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOOMWEIGHT_BUNDLE_DIR", str(tmp_path))
+    assert default_bundle() == tmp_path
+
+    monkeypatch.delenv("LOOMWEIGHT_BUNDLE_DIR")
+    monkeypatch.chdir(tmp_path)
+    assert default_bundle().parts[-2:] == ("bundles", "starter")
+
+
+def test_train_hands_everything_to_the_trainer() -> None:
+    environment = {**os.environ, "COLUMNS": "100"}
+    result = subprocess.run([*COMMAND, "train", "--help"], capture_output=True, text=True, env=environment, check=False)
+
+    assert result.returncode == 0
+    assert "--recipe" in result.stdout
+    assert "usage: loomweight train" in result.stdout

@@ -1,0 +1,101 @@
+"""What a worker process holds between jobs: the bundle, loaded once and after the fork, and its connections."""
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Self
+
+import numpy as np
+import torch
+from redis import RedisError
+
+from loomweight.generator import GenerateOptions, Generator
+from model_store.models import ModelRepository
+from workers import metrics
+from workers.jobs import Jobs
+from workers.messages import WorkerInfo
+from workers.worker_settings import WorkerSettings
+
+_log = logging.getLogger(__name__)
+_WARM_UP_IMAGES = 8  # of each class
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Everything a task needs, so that none reaches for a global."""
+
+    settings: WorkerSettings
+    worker_id: str
+    device: str
+    generator: Generator
+    jobs: Jobs
+    models: ModelRepository
+
+
+def load(settings: WorkerSettings) -> Runtime:
+    """Load the bundle, run it once, open the connections. Raises what any of these raises."""
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"  # asked only here: CUDA does not survive a fork
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    generator = Generator.load(settings.bundle_dir, device=device, backend=settings.backend, threads=settings.threads)
+    _warm_up(generator)
+    metrics.BUNDLE.labels(bundle=generator.bundle.id, device=device).set(1)
+    jobs = settings.open_jobs(settings.open_redis())
+    worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return Runtime(settings, worker_id, device, generator, jobs, ModelRepository(settings.open_store()))
+
+
+def _warm_up(generator: Generator) -> None:
+    """Generate once: the first run pays for lazy set-up, and a bundle that cannot generate is better found now."""
+    target = generator.targets()[0]
+    classes = max(2, target.min_classes)
+    labels = [f"class {i % classes}" for i in range(_WARM_UP_IMAGES * classes)]
+    images = np.random.default_rng(0).random((len(labels), 3, 32, 32), dtype=np.float32)
+    generator.generate(images, labels, GenerateOptions(target=target.id, candidates=1, seed=0))
+
+
+class Presence:
+    """Keeps the worker in the registry from a thread, from `__enter__` to `__exit__`."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        settings = runtime.settings
+        self._registry = settings.open_registry(settings.open_redis())
+        self._ttl = settings.worker_ttl_s
+        self._info = WorkerInfo(
+            id=runtime.worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            bundle=runtime.generator.bundle.id,
+            targets=tuple(target.id for target in runtime.generator.targets()),
+            device=runtime.device,
+            started_at=datetime.now(UTC),
+        )
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="presence", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        try:
+            self._registry.leave(self._info.id)
+        except RedisError as error:
+            _log.warning("the worker will be forgotten rather than signed off: %s", error)
+
+    def _repeat(self) -> None:
+        while True:
+            try:
+                self._registry.announce(self._info.model_copy(update={"heartbeat": datetime.now(UTC)}), self._ttl)
+            except RedisError as error:
+                _log.warning("the worker cannot announce itself: %s", error)
+            if self._done.wait(self._ttl / 3):
+                return

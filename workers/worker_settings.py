@@ -1,0 +1,52 @@
+"""What only workers are told through their environment."""
+
+from pydantic import Field
+
+from workers.limits import Limits
+from workers.settings import Settings
+
+
+class WorkerSettings(Settings):
+    """The settings of one worker process, beside those it shares with the gateway."""
+
+    device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU if there is one.")
+    backend: str = Field(default="auto", description="How the generator runs its networks; `auto` lets it choose.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads of torch. Default: all cores.")
+    metrics_port: int | None = Field(
+        default=None, ge=1, le=65535, description="Serve Prometheus metrics here. Default: not."
+    )
+
+    startup_s: float = Field(default=180, gt=0, description="Loading a bundle and warming up may take this long.")
+    job_limit_s: int = Field(
+        default=900, ge=1, description="A job that runs longer is killed and counts as a lost attempt."
+    )
+    soft_shutdown_s: float = Field(
+        default=30,
+        ge=0,
+        description="On SIGTERM a running job has this long to end; then its lease runs out and it moves on.",
+    )
+    outage_s: float = Field(
+        default=60, ge=0, description="How long a job waits for a store or Redis that does not answer."
+    )
+    starved_s: float = Field(
+        default=60,
+        gt=0,
+        description="An idle worker that receives nothing for this long while messages wait is restarted.",
+    )
+
+    max_image_megapixels: float = Field(default=40, gt=0)
+    max_unpacked_bytes: int = Field(default=512 * 2**20, ge=1)
+    max_archive_entries: int = Field(default=10_000, ge=1)
+    max_reading_s: float = Field(default=60, gt=0)
+
+    def limits(self) -> Limits:
+        """Return what an upload may cost to read."""
+        return Limits(
+            samples=self.max_samples,
+            classes=self.max_classes,
+            label_length=self.max_label_length,
+            image_pixels=int(self.max_image_megapixels * 1e6),
+            archive_entries=self.max_archive_entries,
+            unpacked_bytes=self.max_unpacked_bytes,
+            seconds=self.max_reading_s,
+        )
