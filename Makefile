@@ -34,6 +34,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.seen_tasks --run $(RUN) --out docs/results/seen_tasks.json
 	$(BIN)/python -m benchmarks.latency --out docs/results/latency.json
 	$(BIN)/python -m benchmarks.runtime_backends --out docs/results/runtime_backends.json
+	$(BIN)/loomweight train card --recipe starter
 	$(BIN)/python -m benchmarks.render
 
 clean:

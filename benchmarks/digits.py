@@ -198,8 +198,8 @@ def main() -> None:
     console.print(table)
     console.print(
         "You now have, for each request, a network in one safetensors file and one ONNX file that takes raw images: "
-        "run it anywhere with onnxruntime, or make your own with `.venv/bin/loomweight generate DIR --target cnn-l --out "
-        "model.safetensors`, DIR holding one folder of images a class."
+        "run it anywhere with onnxruntime, or make your own with `.venv/bin/loomweight generate DIR --target cnn-l "
+        "--out model.safetensors`, DIR holding one folder of images a class."
     )
     if options.out:
         rows = [

@@ -9,9 +9,11 @@ answer`: what `POST /generate` gives with its defaults. Rivals get all images. D
 """
 
 import argparse
+import multiprocessing as mp
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from tqdm import tqdm
 
 from benchmarks import results
 from loomweight import ranking
+from loomweight.bundle import Bundle
 from loomweight.candidates import Candidate
 from loomweight.generator import GenerateOptions, Generator
 from loomweight.weight_vae import join
@@ -63,7 +66,9 @@ def generated(generator: Generator, target: str, p: Problem) -> dict[str, tuple[
     return out
 
 
-def rivals(generator: Generator, target: str, p: Problem, *, slow: bool) -> dict[str, Callable[[], arms.Predict]]:
+def rivals(
+    generator: Generator, target: str, p: Problem, *, hundred: bool, thousand: bool
+) -> dict[str, Callable[[], arms.Predict]]:
     """What a user would do instead."""
     s = arms.Setting(p.x, p.y, p.features, p.classes, p.seed)
     found: dict[str, Callable[[], arms.Predict]] = {
@@ -81,13 +86,14 @@ def rivals(generator: Generator, target: str, p: Problem, *, slow: bool) -> dict
         return lambda: arms.network(spec, make())
 
     found["trunk probe"] = network(lambda: arms.trunk_probe_weights(s, spec, trunk))
-    for steps in (10, 100, 1000) if slow else (10, 100):
-        found[f"fine-tune {steps}"] = network(
-            lambda n=steps: arms.trained(s, spec, arms.from_shared(s, spec, trunk), n)
-        )
-    for steps in (100, 1000) if slow else (100,):
-        fresh = spec.initial(p.classes, Random().manual_seed(p.seed))
-        found[f"scratch {steps}"] = network(lambda n=steps, f=fresh: arms.trained(s, spec, f, n))
+    starts = {
+        "fine-tune": arms.from_shared(s, spec, trunk),
+        "scratch": spec.initial(p.classes, Random().manual_seed(p.seed)),
+    }
+    for steps in (10,) + (100,) * hundred + (1000,) * thousand:
+        for name, start in starts.items():
+            if steps > 10 or name == "fine-tune":
+                found[f"{name} {steps}"] = network(lambda n=steps, f=start: arms.trained(s, spec, f, n))
     return found
 
 
@@ -118,17 +124,29 @@ def retrieved(generator: Generator, target: str, p: Problem) -> dict[str, tuple[
     return {k: (ranking.score(loom, n, asked, p.query_labels).accuracy, seconds) for k, n in named.items()}
 
 
-def row(
-    generator: Generator, target: str, s: EvalSet, ways: int, shots: int, tasks: int, slow_tasks: int
-) -> dict[str, object]:
+@dataclass(frozen=True)
+class Plan:
+    """One row: a target, a set, and how many tasks the arms run on."""
+
+    target: str
+    number: int
+    ways: int
+    shots: int
+    tasks: int
+    hundred: int
+    thousand: int
+
+
+def row(generator: Generator, s: EvalSet, plan: Plan) -> dict[str, object]:
     """All arms of one row."""
     accuracy: dict[str, list[float]] = defaultdict(list)
     seconds: dict[str, list[float]] = defaultdict(list)
-    for index in range(tasks):
-        p = evalsets.draw(s, ways, shots, index)
+    for index in range(plan.tasks):
+        p = evalsets.draw(s, plan.ways, plan.shots, index)
         with torch.inference_mode():
-            got = {**generated(generator, target, p), **retrieved(generator, target, p)}
-        for name, make in rivals(generator, target, p, slow=index < slow_tasks).items():
+            got = {**generated(generator, plan.target, p), **retrieved(generator, plan.target, p)}
+        instead = rivals(generator, plan.target, p, hundred=index < plan.hundred, thousand=index < plan.thousand)
+        for name, make in instead.items():
             start = time.perf_counter()
             predict = make()
             took = time.perf_counter() - start
@@ -137,21 +155,38 @@ def row(
         for name, (a, t) in got.items():
             accuracy[name].append(a)
             seconds[name].append(t)
-    ours = np.array(accuracy["generated alone, best of 8"])
+    ours, answer = np.array(accuracy["generated alone, best of 8"]), np.array(accuracy["service's answer"])
     return {
         "set": s.name,
-        "target": target,
-        "ways": min(ways, len(s.train)),
-        "shots": shots,
+        "target": plan.target,
+        "ways": min(plan.ways, len(s.train)),
+        "shots": plan.shots,
         "arms": {
             name: {
                 **results.interval(values),
                 "seconds": float(np.median(seconds[name])),
                 "generated_alone_ahead_by": results.interval(list(ours[: len(values)] - np.array(values))),
+                "answer_ahead_by": results.interval(list(answer[: len(values)] - np.array(values))),
             }
             for name, values in accuracy.items()
         },
     }
+
+
+_generator: Generator
+_sets: list[EvalSet]
+
+
+def _start(bundle: Path, recipe_name: str, run: Path, data: Path, threads: int) -> None:
+    global _generator, _sets
+    recipe = recipes.load(recipe_name)
+    _generator = Generator.load(bundle, threads=threads)
+    _sets = [evalsets.withheld(recipe, run, n, _generator.runtime) for n in ("tiny-imagenet-32", "cifar100")]
+    _sets += [evalsets.stored(data / "cifar10", _generator.runtime), evalsets.digits(_generator.runtime)]
+
+
+def _row(plan: Plan) -> dict[str, object]:
+    return row(_generator, _sets[plan.number], plan)
 
 
 def main() -> None:
@@ -162,31 +197,28 @@ def main() -> None:
     parser.add_argument("--recipe", default="starter")
     parser.add_argument("--targets", nargs="+", default=["cnn-l", "head"])
     parser.add_argument("--tasks", type=int, default=100)
-    parser.add_argument("--slow-tasks", type=int, default=10, help="tasks on which the 1,000-step arms run as well")
+    parser.add_argument("--hundred", type=int, default=20, help="tasks on which the 100-step arms run as well")
+    parser.add_argument("--thousand", type=int, default=5, help="tasks on which the 1,000-step arms run as well")
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    recipe = recipes.load(options.recipe)
-    generator = Generator.load(options.bundle)
-    sets = [evalsets.withheld(recipe, options.run, n, generator.runtime) for n in ("tiny-imagenet-32", "cifar100")]
-    sets += [evalsets.stored(options.data / "cifar10", generator.runtime), evalsets.digits(generator.runtime)]
-    rows = []
-    plan = [(t, s, n) for t in options.targets for s in sets for n in (1, 5, 20)]
-    for target, s, shots in tqdm(plan):
-        ways = 10 if target != "head" else 5
-        found = row(generator, target, s, ways, shots, options.tasks, options.slow_tasks)
-        rows.append(found)
-        print(
-            target,
-            s.name,
-            found["ways"],
-            "ways",
-            shots,
-            "shots",
-            {k: round(100 * v["mean"], 1) for k, v in found["arms"].items()},
-            flush=True,
-        )
-        if options.out:
-            results.write(options.out, "fewshot", generator.bundle.id, rows, tasks=options.tasks)
+    plans = [
+        Plan(target, number, 5 if target == "head" else 10, shots, options.tasks, options.hundred, options.thousand)
+        for target in options.targets
+        for number in range(4)
+        for shots in (20, 5, 1)
+    ]
+    bundle = Bundle.open(options.bundle)
+    arguments = (options.bundle, options.recipe, options.run, options.data, 1)
+    found: list[dict[str, object]] = []
+    with mp.get_context("spawn").Pool(options.processes, initializer=_start, initargs=arguments) as pool:
+        for one in tqdm(pool.imap(_row, plans, chunksize=1), total=len(plans)):
+            found.append(one)
+            figures = {k: round(100 * v["mean"], 1) for k, v in one["arms"].items()}  # type: ignore[attr-defined]
+            print(one["target"], one["set"], one["ways"], "ways", one["shots"], "shots", figures, flush=True)
+            if options.out:
+                settings = {k: getattr(options, k) for k in ("tasks", "hundred", "thousand")}
+                results.write(options.out, "fewshot", bundle.id, found, **settings)
 
 
 if __name__ == "__main__":

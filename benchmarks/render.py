@@ -74,11 +74,76 @@ def latency(content: dict[str, Any]) -> str:
     return _table(["milliseconds", "p50", "p95"], rows) + note
 
 
+def better_start(content: dict[str, Any]) -> str:
+    """One table a set: starting points in rows, what was read in columns."""
+    settings, parts = content["settings"], []
+    for name in dict.fromkeys(r["set"] for r in content["rows"]):
+        own = [r for r in content["rows"] if r["set"] == name]
+        marks = list(own[0]["points"])
+        rows = [[r["start"], *(_percent(r["points"][m]) for m in marks)] for r in own]
+        parts.append(f"**{name}**, {own[0]['images']:,} training images\n\n" + _table(["start", *marks], rows))
+    where = f" (chosen on {settings['lr_chosen_on']})" if settings["lr_chosen_on"] else ""
+    note = (
+        f"\nTest accuracy, %. {settings['optimizer']}, learning rate {settings['lr']:g}{where}, batches of "
+        f"{settings['batch']}, {settings['seeds']} seeds; `generated` read {settings['shots']} images a class.\n"
+    )
+    return "\n".join(parts) + note
+
+
+def cost(content: dict[str, Any]) -> str:
+    """Core-seconds beforehand and a request, and when generating has paid for itself."""
+    s = content["settings"]
+    rows = [
+        [
+            r["what"],
+            f"{r['core_seconds_beforehand']:,.0f}",
+            f"{r['core_seconds_a_request']['mean']:.3g}",
+            f"{r['times_the_cost_of_generating']:.2f}",
+            r["verdict"],
+        ]
+        for r in content["rows"]
+    ]
+    head = [
+        "core-seconds",
+        "beforehand",
+        "a request",
+        "times generating",
+        "generating is cheaper from request",
+    ]
+    stages = ", ".join(f"{name} {seconds:,.0f}" for name, seconds in s["stages_core_seconds"].items())
+    note = (
+        f"\n`{s['target']}`, {s['images']} images of {s['classes']} classes, {s['threads']} threads. Beforehand, by "
+        f"stage: {stages}; {s['core_hours_in_all']:.2f} core-hours and {s['gpu_minutes']} GPU-minutes in all.\n"
+    )
+    return _table(head, rows) + note
+
+
+def novelty(content: dict[str, Any]) -> str:
+    """One table a target: how well each score goes with what generating is worth."""
+
+    def cell(c: dict[str, Any] | None) -> str:
+        return f"{c['value']:.2f} ({c['low']:.2f} to {c['high']:.2f})" if c else "undefined"
+
+    columns = ("spearman_with_lead", "spearman_with_accuracy", "auc_for_negative_lead")
+    head = ["novelty score", "Spearman with the lead", "Spearman with accuracy", "AUC for a negative lead"]
+    parts = []
+    for r in content["rows"]:
+        rows = [[s["score"], *(cell(s[c]) for c in columns)] for s in r["scores"]]
+        parts.append(f"**{r['target']}**\n\n" + _table(head, rows))
+    s = content["settings"]
+    sets = len({t["set"] for tasks in s["tasks_measured"].values() for t in tasks})
+    note = f"\n{sets} sets, {s['tasks']} tasks each, {s['ways']} classes, {s['shots']} images a class.\n"
+    return "\n".join(parts) + note
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "digits": digits,
     "fewshot": fewshot,
     "seen_tasks": seen_tasks,
     "latency": latency,
+    "better_start": better_start,
+    "cost": cost,
+    "novelty": novelty,
 }
 
 

@@ -87,26 +87,33 @@ def main() -> None:
                 **accuracies,
             }
         )
-        for name in ("generated, best of 8", "zoo model"):
+        for name in ("generated, best of 8", "closed form on the shared trunk", "zoo model"):
             vectors.setdefault((k, name), []).append(vector(*networks[name]))
     summary = {}
     for name in accuracies:
         values = [r[name] for r in rows]
         kept = float(np.mean(values) / np.mean([r["zoo model"] for r in rows]))
         summary[name] = {**results.interval(values), "share_of_zoo_mean": kept}
-    to_zoo, among = [], []
+    to_zoo, among, closed_to_zoo = [], [], []
     for k in sorted({k for k, _ in vectors}):
         stored = torch.stack(vectors[k, "zoo model"])
         if len(stored) > 1:
             to_zoo.append(nearest(torch.stack(vectors[k, "generated, best of 8"]), stored))
             among.append(nearest(stored, stored))
-    to_zoo_all, among_all = torch.cat(to_zoo), torch.cat(among)
+            closed_to_zoo.append(nearest(torch.stack(vectors[k, "closed form on the shared trunk"]), stored))
+    to_zoo_all, among_all, closed_all = torch.cat(to_zoo), torch.cat(among), torch.cat(closed_to_zoo)
     distances = {
         "generated_to_nearest_zoo_median": float(to_zoo_all.median()),
         "zoo_nearest_neighbour_median": float(among_all.median()),
+        # All zoo models start from the shared trunk, so it is near them all and copies none: the yardstick for `ratio`.
+        "closed_form_to_nearest_zoo_median": float(closed_all.median()),
         "ratio": float(to_zoo_all.median() / among_all.median()),
+        "generated_to_nearest_zoo": to_zoo_all.tolist(),
+        "zoo_nearest_neighbour": among_all.tolist(),
+        "closed_form_to_nearest_zoo": closed_all.tolist(),
     }
-    print(json.dumps({"summary": summary, "distances": distances}, indent=1))
+    short = {k: v for k, v in distances.items() if isinstance(v, float)}
+    print(json.dumps({"summary": summary, "distances": short}, indent=1))
     if options.out:
         results.write(
             options.out,

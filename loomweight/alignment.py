@@ -41,7 +41,9 @@ def permute(spec: ArchitectureSpec, weights: Weights, order: Permutations) -> di
     return permuted
 
 
-def match(spec: ArchitectureSpec, weights: Weights, reference: Weights, generator: Generator, *, sweeps: int = 50) -> Permutations:
+def match(
+    spec: ArchitectureSpec, weights: Weights, reference: Weights, generator: Generator, *, sweeps: int = 50
+) -> Permutations:
     """The order of `weights`' hidden units that brings them nearest to `reference`.
 
     Heads may differ in class count; then the head takes no part. Stops when a sweep over all layers, in random

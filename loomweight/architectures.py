@@ -1,10 +1,10 @@
 """The networks we can fill with weights, each as a table of layers.
 
-`ArchitectureSpec` is the only place that knows which tensors a network has, in which order, and what it computes; tokens,
-alignment, generation and export all read this table and infer nothing from key names.
+`ArchitectureSpec` is the only place that knows which tensors a network has, in which order, and what it computes;
+tokens, alignment, generation and export all read this table and infer nothing from key names.
 
-`cnn-s` and `cnn-l` are the zoo networks of SANE (Schürholt et al. 2024, appendix; 2,464 and 10,853 weights at ten classes);
-`head` is a linear classifier over a bundle's frozen image encoder.
+`cnn-s` and `cnn-l` are the zoo networks of SANE (Schürholt et al. 2024, appendix; 2,464 and 10,853 weights at ten
+classes); `head` is a linear classifier over a bundle's frozen image encoder.
 """
 
 from collections.abc import Mapping
@@ -90,7 +90,7 @@ class ArchitectureSpec:
         return classes
 
     def adapt(self, images: Tensor) -> Tensor:
-        """Canonical images (n, 3, 32, 32) in [0, 1] to this network's input: (n, channels, side, side), centred and scaled."""
+        """Canonical images (n, 3, 32, 32) in [0, 1] to this network's input: (n, channels, side, side), scaled."""
         if self.channels == 1:
             images = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
         if images.shape[-1] != self.side:

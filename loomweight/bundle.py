@@ -14,15 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from loomweight import architectures
 from loomweight.denoiser import DenoiserConfig
 from loomweight.errors import InvalidBundle
-from loomweight.features import ImageEncoder, ImageEncoderConfig
+from loomweight.features import ImageEncoder, ImageEncoderConfig, channels_last
 from loomweight.loom import Loom, LoomConfig
 from loomweight.set_encoder import SetEncoderConfig
 from loomweight.weight_vae import WeightVaeConfig
@@ -48,7 +47,7 @@ class TargetInfo:
 
 @dataclass(frozen=True)
 class Zoo:
-    """The zoo models that a bundle carries: weights in half precision, codes of their data sets, their classes' mean features."""
+    """The zoo models of a bundle: weights in half precision, codes of their data sets, their classes' mean features."""
 
     tensors: dict[str, Tensor]
 
@@ -87,7 +86,7 @@ class Bundle:
         """The frozen image encoder."""
         encoder = ImageEncoder(ImageEncoderConfig(**self.manifest["encoder"]))
         encoder.load_state_dict(load_file(self.folder / "encoder.safetensors"))
-        return encoder.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        return channels_last(encoder.eval().requires_grad_(False))
 
     def loom(self, target: str) -> Loom:
         """The trained parts of one target."""
@@ -107,12 +106,16 @@ class Bundle:
 def verify(folder: Path) -> dict[str, Any]:
     """Check format, presence and hash of every file; returns the manifest or raises InvalidBundle."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError) as error:
         raise InvalidBundle(f"{folder} holds no readable {MANIFEST}: {error}") from error
+    if not isinstance(manifest, dict):
+        raise InvalidBundle(f"{folder / MANIFEST} is not a JSON object")
     if manifest.get("format") != FORMAT:
         raise InvalidBundle(f"{folder} has format {manifest.get('format')}, this version reads {FORMAT}")
-    if manifest.get("id") != identify(manifest):
+    if missing := sorted({"id", "name", "targets", "files"} - set(manifest)):
+        raise InvalidBundle(f"{folder / MANIFEST} lacks '{missing[0]}'")
+    if manifest["id"] != identify(manifest):
         raise InvalidBundle(f"{folder / MANIFEST} was altered: its id does not match its content")
     for name, digest in manifest["files"].items():
         path = folder / name
@@ -121,15 +124,23 @@ def verify(folder: Path) -> dict[str, Any]:
         if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             raise InvalidBundle(f"{path} does not match its hash in {MANIFEST}")
         if name.endswith(".safetensors"):
-            with safe_open(path, framework="numpy") as opened:
-                opened.keys()  # a header that does not parse raises here, not in a request
-    return manifest
+            try:
+                with safe_open(path, framework="numpy") as opened:
+                    opened.keys()  # a header that does not parse is found here, not in a request
+            except SafetensorError as error:
+                raise InvalidBundle(f"{path} is no safetensors file: {error}") from error
+    checked: dict[str, Any] = manifest
+    return checked
 
 
 def identify(manifest: dict[str, Any]) -> str:
-    """The id that a manifest must have: its name and the first 12 hex digits of its content's SHA-256."""
-    content = json.dumps({k: v for k, v in manifest.items() if k != "id"}, sort_keys=True)
-    return f"{manifest['name']}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    """The id that a manifest must have: its name and the first 12 hex digits of its content's SHA-256.
+
+    The card and the targets' expected accuracy stay out: they are measured on the finished bundle, under its id.
+    """
+    content = {k: v for k, v in manifest.items() if k not in ("id", "card")}
+    content["targets"] = [{k: v for k, v in t.items() if k != "expected"} for t in manifest["targets"]]
+    return f"{manifest['name']}-{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
 def write(
@@ -159,7 +170,7 @@ def write(
         half = {"vae.encode_trunk.weight"}
         store(f"{target}/loom.safetensors", {k: v.half() if k in half else v for k, v in loom.state_dict().items()})
         store(f"{target}/zoo.safetensors", zoos[target])
-    manifest = {
+    content = {
         "format": FORMAT,
         "name": name,
         "version": card["version"],
@@ -168,13 +179,17 @@ def write(
         "defaults": defaults,
         "encoder": asdict(encoder.config),
         "looms": {
-            t: {"vae": asdict(m.config.vae), "set_encoder": asdict(m.config.set_encoder), "denoiser": asdict(m.config.denoiser)}
+            t: {
+                "vae": asdict(m.config.vae),
+                "set_encoder": asdict(m.config.set_encoder),
+                "denoiser": asdict(m.config.denoiser),
+            }
             for t, m in looms.items()
         },
         "card": card,
         "files": files,
     }
-    manifest = json.loads(json.dumps(manifest))  # tuples become lists, as a reader will see them
+    manifest: dict[str, Any] = json.loads(json.dumps(content))  # tuples become lists, as a reader will see them
     manifest["id"] = identify(manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return manifest

@@ -1,4 +1,4 @@
-"""Candidates: where weight sets come from, how they are decoded, judged and ranked."""
+"""Candidates: where weight sets come from, and how they become networks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,41 @@ from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
 from loomweight.bundle import Zoo
+from loomweight.denoiser import Condition
 from loomweight.diffusion import Progress, sample
 from loomweight.loom import Loom, Support
 
-SCALES = (0.5, 0.25)
-"""Shrunken differences that join the candidates; zero, the closed form, always does."""
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of the generated difference a candidate takes: of the trunk's, and of the head rows'."""
+
+    origin: str
+    trunk: float
+    rows: float
+
+
+SCALES = (
+    Scale("diffusion-mean", 1, 1),
+    Scale("diffusion-half-rows", 1, 0.5),
+    Scale("diffusion-trunk", 1, 0),
+    Scale("diffusion-half", 0.5, 0.5),
+    Scale("diffusion-half-trunk", 0.5, 0),
+    Scale("diffusion-quarter", 0.25, 0.25),
+    Scale("closed-form", 0, 0),
+)
+"""The mean of the samples in full, and shrunken: far from training tasks less is more; nothing is the closed form."""
+
+
+def scales(loom: Loom) -> tuple[Scale, ...]:
+    """Those that differ for this target: without a trunk only the rows' share counts."""
+    if loom.spec.trunk:
+        return SCALES
+    return tuple({s.rows: s for s in SCALES if s.rows or s.origin == "closed-form"}.values())
+
+
+Denoise = Callable[[Tensor, Tensor, Condition, Tensor], Tensor]
+"""z (b, tokens, dim), t (b,), condition (b, ...), keep (b,) -> clean latents of unit scale."""
 
 
 @dataclass(frozen=True)
@@ -37,44 +67,65 @@ class Sampling:
     seed: int
 
 
-@dataclass(frozen=True)
-class Score:
-    """How a network does on samples."""
-
-    loss: float
-    accuracy: float
-
-
-def _pending(latents: Tensor, origin: str) -> Candidate:
+def pending(latents: Tensor, origin: str) -> Candidate:
+    """A candidate that is latents so far."""
     empty = latents.new_zeros(0)
     return Candidate(latents, origin, empty, empty)
 
 
-def diffusion(
-    loom: Loom, denoise: Callable[[Tensor, Tensor, Tensor], Tensor], classes: int, sampling: Sampling, progress: Progress
-) -> list[Candidate]:
-    """Samples, their mean, shrunken versions of the mean, and the closed form."""
-    generator = Generator().manual_seed(sampling.seed)
-    shape = loom.latent_shape(sampling.candidates, classes)
-    noise = sampling.temperature * torch.randn(shape, generator=generator)
+def sample_latents(
+    loom: Loom,
+    denoise: Denoise,
+    condition: Condition,
+    noise: Tensor,
+    sampling: Sampling,
+    progress: Progress = lambda step, steps: None,
+) -> Tensor:
+    """Latents (b, latents + classes, dim) from noise of that shape, a condition each, with classifier-free guidance."""
     g = sampling.guidance
 
     def guided(z: Tensor, t: Tensor) -> Tensor:
         with_condition = torch.ones(len(z))
         if g == 1:
-            return denoise(z, t, with_condition)
-        both = denoise(z.repeat(2, 1, 1), t.repeat(2), torch.cat((with_condition, 0 * with_condition)))
+            return denoise(z, t, condition, with_condition)
+        twice = Condition(condition.classwise.repeat(2, 1, 1), condition.overall.repeat(2, 1))
+        both = denoise(z.repeat(2, 1, 1), t.repeat(2), twice, torch.cat((with_condition, 0 * with_condition)))
         conditional, unconditional = both.chunk(2)
         return unconditional + g * (conditional - unconditional)
 
-    latents = loom.unscale(sample(guided, noise, sampling.steps, progress=progress))
+    return loom.unscale(sample(guided, noise, sampling.steps, progress=progress))
+
+
+def draw_noise(loom: Loom, classes: int, sampling: Sampling) -> Tensor:
+    """Starting noise of all candidates (candidates, latents + classes, dim)."""
+    generator = Generator().manual_seed(sampling.seed)
+    # One draw a candidate: torch fills a tensor's last values out of turn, and more of them must not change the first.
+    shape = loom.latent_shape(1, classes)
+    return sampling.temperature * torch.cat(
+        [torch.randn(shape, generator=generator) for _ in range(sampling.candidates)]
+    )
+
+
+def diffusion(
+    loom: Loom, denoise: Denoise, condition: Condition, classes: int, sampling: Sampling, progress: Progress
+) -> list[Candidate]:
+    """Samples, their mean, and shrunken versions of the mean down to the closed form."""
+    noise = draw_noise(loom, classes, sampling)
+    expanded = Condition(condition.classwise.expand(len(noise), -1, -1), condition.overall.expand(len(noise), -1))
+    latents = sample_latents(loom, denoise, expanded, noise, sampling, progress)
     mean = latents.mean(0)
+    whole, *shrunken = scales(loom)
     return [
-        _pending(mean, "diffusion-mean"),
-        *(_pending(z, "diffusion") for z in latents),
-        *(_pending(s * mean, f"diffusion-scaled-{s}") for s in SCALES),
-        _pending(torch.zeros_like(mean), "closed-form"),
+        pending(mean, whole.origin),
+        *(pending(z, "diffusion") for z in latents),
+        *(pending(shrink(loom, mean, s), s.origin) for s in shrunken),
     ]
+
+
+def shrink(loom: Loom, latents: Tensor, scale: Scale) -> Tensor:
+    """Latents (..., latents + classes, dim) with their global and class tokens scaled."""
+    first = loom.config.vae.latents
+    return torch.cat((scale.trunk * latents[..., :first, :], scale.rows * latents[..., first:, :]), -2)
 
 
 def _nearest(loom: Loom, support: Support, zoo: Zoo, classes: int, count: int) -> Tensor:
@@ -100,7 +151,9 @@ def retrieve(loom: Loom, support: Support, zoo: Zoo, sampling: Sampling) -> list
     return found
 
 
-def kde(loom: Loom, support: Support, zoo: Zoo, sampling: Sampling, *, neighbours: int = 8, bandwidth: float = 0.2) -> list[Candidate]:
+def kde(
+    loom: Loom, support: Support, zoo: Zoo, sampling: Sampling, *, neighbours: int = 8, bandwidth: float = 0.2
+) -> list[Candidate]:
     """SANE's kernel density sampling (section 3.3): each trunk token drawn around its own anchor among the nearest zoo
     models; the head is the closed form on that trunk, since the zoo's classes are others.
     """
@@ -113,7 +166,7 @@ def kde(loom: Loom, support: Support, zoo: Zoo, sampling: Sampling, *, neighbour
         anchor = torch.randint(len(prompts), (prompts.shape[1],), generator=generator)
         drawn = prompts[anchor, torch.arange(prompts.shape[1])]
         drawn = drawn + width * torch.randn(drawn.shape, generator=generator)
-        found.append(_pending(torch.cat((drawn, classes)), "kde"))
+        found.append(pending(torch.cat((drawn, classes)), "kde"))
     return found
 
 
@@ -125,50 +178,3 @@ def decode(loom: Loom, candidate: Candidate, support: Support) -> Candidate:
     trunk = loom.trunks(latents)
     rows, _ = loom.rows(latents, trunk, support)
     return Candidate(candidate.latents, candidate.origin, trunk[0], rows[0])
-
-
-def score(loom: Loom, network: Candidate, x: Tensor, truth: Tensor) -> Score:
-    """Mean cross-entropy and accuracy on adapted images (n, c, h, w)."""
-    logits = loom.logits(network.trunk, network.rows, x)
-    return Score(float(F.cross_entropy(logits, truth)), float((logits.argmax(-1) == truth).float().mean()))
-
-
-def rank(networks: list[Candidate], scores: list[Score], *, on_holdout: bool) -> list[int]:
-    """Best first. Held-out likelihood decides (it is finer than accuracy); ties keep the order given.
-
-    Without held-out samples closed forms would win by having been fitted to the very samples that judge: then the order is
-    the one given, the mean of the samples first, which is best on average (docs/results).
-    """
-    if not on_holdout:
-        return list(range(len(networks)))
-    return sorted(range(len(networks)), key=lambda i: scores[i].loss)
-
-
-def baselines(loom: Loom, support: Support, features: Tensor, x: Tensor, truth: Tensor) -> dict[str, float]:
-    """Held-out accuracy of what a user would do instead, on the same images: closed form and nearest class mean."""
-    zero = torch.zeros(loom.latent_shape(1, support.classes))
-    closed = decode(loom, _pending(zero[0], "closed-form"), support)
-    weight = (support.mask / support.mask.sum(-1, keepdim=True))[0, ..., None]
-    means = (weight * support.features[0]).sum(1)
-    nearest = torch.cdist(features, means).argmin(1)
-    return {
-        "closed_form": score(loom, closed, x, truth).accuracy,
-        "nearest_class_mean": float((nearest == truth).float().mean()),
-    }
-
-
-def novelty(loom: Loom, support: Support, zoo: Zoo) -> dict[str, float | str | None]:
-    """How unlike the training tasks this one is: the share of zoo tasks that lie nearer to their own nearest neighbour.
-
-    0 is familiar, 1 farther from all training tasks than any of them is from the others.
-    """
-    with torch.inference_mode():
-        _, code = loom.set_encoder(support.features, support.mask)
-        codes = F.normalize(zoo.set_codes, dim=-1)
-        among = (codes @ codes.T).fill_diagonal_(-1).amax(1)
-        nearest = (F.normalize(code, dim=-1) @ codes.T).amax()
-        share = float((among > nearest).float().mean())
-    warning = None
-    if share >= 0.99:
-        warning = "These samples are unlike every task in training: trust the held-out accuracy, not the card's."
-    return {"score": share, "warning": warning}

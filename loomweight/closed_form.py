@@ -1,7 +1,8 @@
 """Classifiers in closed form: where every generated network starts from.
 
-Ridge regression of one-hot labels on features, its strength and its logit scale learned as functions of the number of images
-(as in R2-D2, Bertinetto et al. 2019), written back as the head of a network. A generator that adds nothing is this model.
+Ridge regression of one-hot labels on features, its strength and its logit scale learned as functions of the number of
+images (as in R2-D2, Bertinetto et al. 2019), written back as the head of a network. A generator that adds nothing is
+this model.
 
 Sets of images come as (..., classes, images, d) with a mask (..., classes, images), True where an image is real.
 """
@@ -40,8 +41,10 @@ class RidgeHead(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.strength = nn.Parameter(torch.tensor([0.0, -0.5]))  # log strength = a + b log(images a class)
-        self.scale = nn.Parameter(torch.tensor([2.0, 0.0, 0.0]))  # log scale = a + b log(images a class) + c log(classes)
+        # log strength = a + b log(images a class)
+        self.strength = nn.Parameter(torch.tensor([0.0, -0.5]))
+        # log scale = a + b log(images a class) + c log(classes)
+        self.scale = nn.Parameter(torch.tensor([2.0, 0.0, 0.0]))
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
         """features (b, k, m, d), mask (b, k, m) -> rows (b, k, d + 1)."""

@@ -1,7 +1,8 @@
 """The conditional denoiser: noisy latent tokens and a condition to clean latent tokens.
 
-A transformer over one token per class and a few global ones, without position codes among the classes: reordering the classes
-of the condition reorders the generated rows, exactly. Its output starts at zero, and zero is the closed-form model.
+A transformer over one token per class and a few global ones, without position codes among the classes: reordering the
+classes of the condition reorders the generated rows, exactly. Its output starts at zero, and zero is the closed-form
+model.
 """
 
 import math
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class DenoiserConfig:
-    """Shape: `latents` global and any number of class tokens of `dim` values; condition of `classwise` and `overall` values."""
+    """Shape: `latents` global and any number of class tokens of `dim` values; sizes of a condition's two parts."""
 
     latents: int
     dim: int
@@ -32,7 +33,7 @@ class Condition:
     overall: Tensor
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Pre-norm transformer block, modulated by the noise level (adaLN; Peebles & Xie 2023)."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -47,11 +48,10 @@ class _Block(nn.Module):
         """x (b, t, w), time (b, w)."""
         a1, b1, a2, b2 = self.modulate(time)[:, None].chunk(4, -1)
         split = (self.heads, x.shape[-1] // self.heads)
-        q, k, v = (
-            y.unflatten(-1, split).transpose(1, 2) for y in self.qkv(self.norm1(x) * (1 + a1) + b1).chunk(3, -1)
-        )
+        q, k, v = (y.unflatten(-1, split).transpose(1, 2) for y in self.qkv(self.norm1(x) * (1 + a1) + b1).chunk(3, -1))
         x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + self.feed(self.norm2(x) * (1 + a2) + b2)
+        out: Tensor = x + self.feed(self.norm2(x) * (1 + a2) + b2)
+        return out
 
 
 class Denoiser(nn.Module):
@@ -67,7 +67,7 @@ class Denoiser(nn.Module):
         self.place = nn.Parameter(0.02 * torch.randn(config.latents, w))
         self.unconditional = nn.Parameter(0.02 * torch.randn(w))
         self.time = nn.Sequential(nn.Linear(w, w), nn.SiLU(), nn.Linear(w, w))
-        self.blocks = nn.ModuleList(_Block(w, config.heads) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(w, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(w)
         self.latent_out = nn.Linear(w, config.dim)
         nn.init.zeros_(self.latent_out.weight)
@@ -83,12 +83,17 @@ class Denoiser(nn.Module):
         x = self.latent_in(z) + torch.cat((place, tokens), 1)  # (b, latents + classes, w)
         for block in self.blocks:
             x = block(x, time)
-        return self.latent_out(self.norm(x))
+        out: Tensor = self.latent_out(self.norm(x))
+        return out
+
+
+def rates(width: int, device: torch.device | None = None) -> Tensor:
+    """Angular rates (width / 2,) of the sinusoids that tell a denoiser the time."""
+    half = width // 2
+    return torch.exp(torch.arange(half, device=device) * (-math.log(1000.0) / half)) * 1000
 
 
 def _frequencies(t: Tensor, width: int) -> Tensor:
     """Sinusoids of times (b,) -> (b, width)."""
-    half = width // 2
-    rate = torch.exp(torch.arange(half, device=t.device) * (-math.log(1000.0) / half)) * 1000
-    angle = t[:, None] * rate
+    angle = t[:, None] * rates(width, t.device)
     return torch.cat((angle.cos(), angle.sin()), -1)

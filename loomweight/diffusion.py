@@ -1,8 +1,9 @@
-"""Gaussian diffusion over latents: the schedule, the forward process and two samplers. Shapes: latents (b, tokens, dim).
+"""Gaussian diffusion over latents: the schedule, the forward process and two samplers. Shapes: latents (b, tokens,
+dim).
 
-One contract: `denoise(z, t) -> clean latent`, where t in [0, 1] is the time of each item (b,) and z its noisy latent. The
-variance-preserving cosine schedule (Nichol & Dhariwal 2021, eq. 17), cut off so that t = 1 is pure noise. Predicting
-the clean latent makes the first prediction, from noise alone, the conditional mean; sampling refines it.
+One contract: `denoise(z, t) -> clean latent`, where t in [0, 1] is the time of each item (b,) and z its noisy latent.
+The variance-preserving cosine schedule (Nichol & Dhariwal 2021, eq. 17), cut off so that t = 1 is pure noise.
+Predicting the clean latent makes the first prediction, from noise alone, the conditional mean; sampling refines it.
 """
 
 from collections.abc import Callable
@@ -50,7 +51,8 @@ def sample(
     """DDIM (Song et al. 2021, eq. 12) from `noise` (b, tokens, dim) to a clean latent in `steps` denoiser calls.
 
     eta 0 is deterministic given the noise; eta 1 is ancestral DDPM sampling on the same grid, and with 1,000 steps the
-    reference sampler. eta > 0 needs a generator. `progress(step, steps)` is called before every step and may raise to stop.
+    reference sampler. eta > 0 needs a generator. `progress(step, steps)` is called before every step and may raise to
+    stop.
     """
     schedule = schedule or CosineSchedule()
     if eta > 0 and generator is None:

@@ -1,11 +1,11 @@
 """The exceptions of the science, one tree.
 
-    LoomweightError
-    ├── InvalidRequest      the caller can mend it: says how
-    ├── InvalidBundle       a bundle is incomplete, altered or of another version
-    ├── InvalidCheckpoint   tensors that do not fit the architecture they claim
-    ├── GateFailed          a trainer stage did not reach the quality the next stage needs
-    └── Canceled            the caller asked to stop; raised between two denoising steps
+LoomweightError
+├── InvalidRequest      the caller can mend it: says how
+├── InvalidBundle       a bundle is incomplete, altered or of another version
+├── InvalidCheckpoint   tensors that do not fit the architecture they claim
+├── GateFailed          a trainer stage did not reach the quality the next stage needs
+└── Canceled            the caller asked to stop; raised between two denoising steps
 """
 
 

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from loomweight import candidates as weave
+from loomweight import ranking as ranks
 from loomweight.bundle import Bundle, TargetInfo
-from loomweight.candidates import Candidate, Sampling
+from loomweight.candidates import Candidate, Denoise, Sampling
 from loomweight.denoiser import Condition
 from loomweight.errors import Canceled, InvalidRequest
 from loomweight.loom import Loom, Support
+from loomweight.ranking import Score
 from loomweight.runtime import Runtime, open_runtime
 from loomweight.weight_vae import join
 
@@ -67,6 +69,7 @@ class GenerationResult:
     method: str
     bundle: str
     ranked_on: str
+    n_holdout: int
     baselines: dict[str, float]
     novelty: dict[str, float | str | None]
     timings_ms: dict[str, float] = field(default_factory=dict)
@@ -114,8 +117,8 @@ class Generator:
     ) -> GenerationResult:
         """Images (n, 3, 32, 32) float in [0, 1] with one label each -> ranked networks.
 
-        The same arguments, bundle, device and thread count give the same weights, bit for bit. Raises InvalidRequest for
-        what the caller can mend, and Canceled when `canceled()` turns true between two steps.
+        The same arguments, bundle, device and thread count give the same weights, bit for bit. Raises InvalidRequest
+        for what the caller can mend, and Canceled when `canceled()` turns true between two steps.
         """
 
         def report(stage: str, step: int, steps: int) -> None:
@@ -128,32 +131,45 @@ class Generator:
         if options.refine_steps:
             networks = [self._refine(w, n, options.refine_steps, report) for n in w.networks]
             w = replace(w, networks=networks)
+        report("rank", 0, 1)
+        ranking = self.rank(w)
+        models = tuple(
+            _model(w.loom, w.networks[i], w.split.classes, place, ranking.accuracy(i))
+            for place, i in enumerate(ranking.order[: options.keep])
+        )
         with torch.inference_mode():
-            report("rank", 0, 1)
-            on_holdout = any(len(h) for h in w.split.holdout)
-            index, truth = flatten_split(w.split.holdout if on_holdout else w.split.conditioning)
-            scores = [weave.score(w.loom, n, w.adapted[index], truth) for n in w.networks]
-            order = weave.rank(w.networks, scores, on_holdout=on_holdout)
-            models = tuple(
-                _model(w.loom, w.networks[i], w.split.classes, rank, scores[i].accuracy if on_holdout else None)
-                for rank, i in enumerate(order[: options.keep])
-            )
+            seen = self.zoos[options.target]
+            novelty = ranks.novelty(w.loom, w.support, seen)
+            asked = ranking.index
             baselines = {}
-            if on_holdout:
-                baselines = weave.baselines(w.loom, w.support, w.features[index], w.adapted[index], truth)
-            novelty = weave.novelty(w.loom, w.support, self.zoos[options.target])
-            clock.lap("rank")
+            if ranking.on_holdout:
+                baselines = ranks.baselines(w.loom, w.support, w.features[asked], w.adapted[asked], ranking.truth)
+        clock.lap("rank")
         return GenerationResult(
             models,
             w.split.classes,
             options.seed,
             options.method,
             self.bundle.id,
-            "holdout" if on_holdout else "conditioning",
+            "holdout" if ranking.on_holdout else "conditioning",
+            len(ranking.index) if ranking.on_holdout else 0,
             baselines,
             novelty,
             clock.times,
         )
+
+    def rank(self, w: "Weaving") -> "Ranking":
+        """Order the candidates of a request by held-out and cross-validated likelihood."""
+        with torch.inference_mode():
+            on_holdout = any(len(h) for h in w.split.holdout)
+            index, truth = flatten_split(w.split.holdout if on_holdout else w.split.conditioning)
+            scores = [ranks.score(w.loom, n, w.adapted[index], truth) for n in w.networks]
+            evidence = ranks.Evidence({}, 0)
+            if w.options.method == "diffusion":
+                sampling = self._sampling(w.options)
+                evidence = ranks.cross_validate(w.loom, self._denoise(w.options.target), w.support, sampling)
+            order = ranks.rank(w.networks, scores, evidence, len(index) if on_holdout else 0)
+        return Ranking(order, scores, on_holdout, index, truth)
 
     def weave(
         self,
@@ -180,7 +196,7 @@ class Generator:
             report("decode_weights", 0, 1)
             networks = [weave.decode(loom, c, support) for c in found]
             clock.lap("decode_weights")
-        return Weaving(loom, split, support, adapted, features, networks)
+        return Weaving(options, loom, split, support, adapted, features, networks)
 
     def _info(self, target: str) -> TargetInfo:
         return next(t for t in self.bundle.targets if t.id == target)
@@ -214,21 +230,21 @@ class Generator:
     ) -> list[Candidate]:
         sampling = self._sampling(options)
         if options.method == "retrieve":
-            return weave.retrieve(loom, support, self.zoos[options.target], sampling)
+            found = weave.retrieve(loom, support, self.zoos[options.target], sampling)
+            if not found:
+                raise InvalidRequest(f"no stored {options.target} has {support.classes} classes; use diffusion")
+            return found
         if options.method == "kde":
             return weave.kde(loom, support, self.zoos[options.target], sampling)
 
-        def denoise(z: Tensor, t: Tensor, keep: Tensor) -> Tensor:
-            return self.runtime.denoise(
-                options.target,
-                z,
-                t,
-                condition.classwise.expand(len(z), -1, -1),
-                condition.overall.expand(len(z), -1),
-                keep,
-            )
+        denoise = self._denoise(options.target)
+        return weave.diffusion(loom, denoise, condition, support.classes, sampling, lambda i, n: report("sample", i, n))
 
-        return weave.diffusion(loom, denoise, support.classes, sampling, lambda i, n: report("sample", i, n))
+    def _denoise(self, target: str) -> Denoise:
+        def denoise(z: Tensor, t: Tensor, condition: Condition, keep: Tensor) -> Tensor:
+            return self.runtime.denoise(target, z, t, condition.classwise, condition.overall, keep)
+
+        return denoise
 
     def _refine(self, w: "Weaving", network: Candidate, steps: int, report: Progress) -> Candidate:
         index, truth = flatten_split(w.split.conditioning)
@@ -247,12 +263,28 @@ class Generator:
 class Weaving:
     """A request before its ranking: what went in, and the candidates."""
 
+    options: GenerateOptions
     loom: Loom
     split: Split
     support: Support
     adapted: Tensor  # (n, c, h, w): all images as the target takes them; for a head their features
     features: Tensor  # (n, dim)
     networks: list[Candidate]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates in order, best first, and the images that judged them."""
+
+    order: list[int]
+    scores: list[Score]
+    on_holdout: bool
+    index: Tensor
+    truth: Tensor
+
+    def accuracy(self, i: int) -> float | None:
+        """Held-out accuracy of a candidate, where samples were held out."""
+        return self.scores[i].accuracy if self.on_holdout else None
 
 
 def _support(loom: Loom, split: Split, adapted: Tensor, features: Tensor) -> Support:
@@ -263,7 +295,7 @@ def _support(loom: Loom, split: Split, adapted: Tensor, features: Tensor) -> Sup
     for i, chosen in enumerate(split.conditioning):
         index[i, : len(chosen)] = torch.from_numpy(chosen)
         mask[i, : len(chosen)] = True
-    own = loom.features(loom.vae.shared, adapted[index.flatten()]).unflatten(0, index.shape)
+    own = torch.unflatten(loom.features(loom.vae.shared, adapted[index.flatten()]), 0, index.shape)
     return Support(adapted[index][None], features[index][None], own[None], mask[None])
 
 
@@ -294,8 +326,10 @@ def flatten_split(index: list[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
 
 def split_samples(labels: Sequence[str], options: GenerateOptions, info: TargetInfo) -> Split:
     """Classes in sorted order; of each, the seed's choice of `holdout` of the samples (rounded down) ranks."""
-    names = np.asarray(labels)
-    classes = tuple(sorted({str(name) for name in labels}))
+    members: dict[str, list[int]] = {}
+    for i, label in enumerate(labels):
+        members.setdefault(str(label), []).append(i)
+    classes = tuple(sorted(members))
     if not info.min_classes <= len(classes) <= info.max_classes:
         raise InvalidRequest(
             f"{info.id} takes {info.min_classes} to {info.max_classes} classes; these samples have {len(classes)}: "
@@ -305,8 +339,9 @@ def split_samples(labels: Sequence[str], options: GenerateOptions, info: TargetI
     conditioning, holdout = [], []
     most = max(1, MAX_CONDITIONING // len(classes))
     for name in classes:
-        own = rng.permutation(np.flatnonzero(names == name))
+        own = rng.permutation(np.array(members[name]))
         ranked = max(int(options.holdout * len(own)), len(own) - most if options.holdout else 0)
+        ranked = min(ranked, len(own) - 1)  # every class needs an image to condition on
         holdout.append(own[:ranked])
         conditioning.append(own[ranked:][:most])
     return Split(classes, conditioning, holdout)

@@ -22,7 +22,7 @@ from loomweight.weight_vae import WeightVae, WeightVaeConfig, join
 
 @dataclass(frozen=True)
 class Support:
-    """The conditioning images of a batch of tasks, b tasks of k classes with m places each; `mask` says which are filled."""
+    """Conditioning images of b tasks of k classes with m places each; `mask` says which places are filled."""
 
     images: Tensor  # (b, k, m, c, h, w), adapted to the target; features for a target without a trunk
     features: Tensor  # (b, k, m, encoder dim)
@@ -66,7 +66,7 @@ class Loom(nn.Module):
         self.spread: Tensor
 
     def condition(self, support: Support) -> Condition:
-        """What the denoiser is told: means of both kinds of features, the closed-form rows, the set encoder's codes, counts."""
+        """What the denoiser is told: means of both kinds of features, closed-form rows, set codes, counts."""
         count = support.mask.sum(-1, keepdim=True)  # (b, k, 1)
         weight = (support.mask / count)[..., None]
         mean = (weight * support.features).sum(-2)  # (b, k, D)
@@ -79,7 +79,7 @@ class Loom(nn.Module):
         return Condition(classwise, torch.cat((mean.mean(1), set_code, shots, classes), -1))
 
     def denoise(self, z: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None) -> Tensor:
-        """Clean latents of unit scale (b, latents + k, dim) from noisy ones; `keep` (b,) drops conditions where it is 0."""
+        """Clean latents of unit scale (b, latents + k, dim) from noisy ones; where `keep` is 0 conditions drop."""
         keep = torch.ones(len(z)) if keep is None else keep
         out: Tensor = self.denoiser(z, t, condition.classwise, condition.overall, keep)
         return out
@@ -104,16 +104,17 @@ class Loom(nn.Module):
         weights = join(self.spec, trunk, trunk.new_zeros(1, self.spec.width + 1))
         return self.spec.features(weights, images.contiguous(memory_format=torch.channels_last))
 
+    def support_features(self, trunks: Tensor, support: Support) -> Tensor:
+        """Features (b, k, m, width) of the conditioning images, each task's through its own trunk (b, p)."""
+        if not self.spec.trunk:
+            return support.trunk_features
+        pairs = zip(trunks, support.images, strict=True)
+        features = torch.stack([self.features(trunk, images.flatten(0, 1)) for trunk, images in pairs])
+        return features.view(*support.mask.shape, -1)
+
     def rows(self, latents: Tensor, trunks: Tensor, support: Support) -> tuple[Tensor, Tensor]:
         """Head rows (b, k, width + 1) of latents on their decoded trunks, and the closed-form part of them alone."""
-        if self.spec.trunk:
-            b, k, m = support.mask.shape
-            features = torch.stack(
-                [self.features(trunk, images.flatten(0, 1)) for trunk, images in zip(trunks, support.images, strict=True)]
-            ).view(b, k, m, -1)
-        else:
-            features = support.trunk_features
-        base = self.ridge(features, support.mask)
+        base = self.ridge(self.support_features(trunks, support), support.mask)
         return base + self.vae.decode_row(latents[:, self.config.vae.latents :]), base
 
     def logits(self, trunk: Tensor, rows: Tensor, images: Tensor) -> Tensor:

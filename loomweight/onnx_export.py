@@ -1,41 +1,24 @@
 """A generated network as one runnable ONNX file: uint8 images (n, h, w, 3) in, logits out, preprocessing inside.
 
-Written node by node from the architecture's table, so that exporting takes milliseconds and needs no tracing. The class names
-stand in the model's metadata under `classes`, as JSON.
+Written node by node from the architecture's table, so that exporting takes milliseconds and needs no tracing. The class
+names stand in the model's metadata under `classes`, as JSON.
 """
 
 import json
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
-from loomweight import __version__
 from loomweight.architectures import ArchitectureSpec
 from loomweight.features import SIDE, ImageEncoder
+from loomweight.onnx_graph import FLOAT, UINT8, Graph
 
 Array = NDArray[np.float32]
-OPSET = 20
 
 
-class _Graph:
-    """Collects nodes and constants; every method takes and gives the name of a value."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-
-    def constant(self, value: NDArray[np.generic] | Array) -> str:
-        name = f"c{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def add(self, op: str, *inputs: str, **attributes: object) -> str:
-        name = f"v{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
-        return name
+class _Network(Graph):
+    """The parts that exported networks are put together from."""
 
     def resize(self, x: str, channels: int, side: int) -> str:
         sizes = np.array([side, side], np.int64)
@@ -52,12 +35,9 @@ class _Graph:
             coordinate_transformation_mode="half_pixel",
         )
 
-    def scalar(self, op: str, x: str, value: float) -> str:
-        return self.add(op, x, self.constant(np.float32(value)))
-
     def canonical(self, images: str) -> str:
-        """uint8 (n, h, w, 3) -> float (n, 3, 32, 32) in [0, 1]."""
-        x = self.add("Cast", self.add("Transpose", images, perm=[0, 3, 1, 2]), to=TensorProto.FLOAT)
+        # uint8 (n, h, w, 3) -> float (n, 3, 32, 32) in [0, 1]
+        x = self.add("Cast", self.add("Transpose", images, perm=[0, 3, 1, 2]), to=FLOAT)
         return self.resize(self.scalar("Div", x, 255.0), 3, SIDE)
 
     def adapt(self, x: str, spec: ArchitectureSpec) -> str:
@@ -84,7 +64,7 @@ class _Graph:
         return x
 
     def encoder(self, x: str, encoder: ImageEncoder) -> str:
-        """The frozen encoder, its batch norms folded into the convolutions."""
+        # batch norms come folded into the convolutions
         x = self.scalar("Div", self.scalar("Sub", x, 0.5), 0.25)
         for kind, weight, bias in encoder.folded():
             if kind == "pool":
@@ -101,8 +81,8 @@ class _Graph:
 def to_onnx(
     spec: ArchitectureSpec, tensors: Mapping[str, Array], classes: tuple[str, ...], encoder: ImageEncoder | None = None
 ) -> bytes:
-    """The whole network as ONNX; a target without a trunk (`head`) needs the bundle's encoder, which becomes part of the file."""
-    g = _Graph()
+    """The whole network; a target without a trunk (`head`) needs the bundle's encoder, which joins the file."""
+    g = _Network()
     x = g.canonical("images")
     if spec.trunk:
         x = g.trunk(g.adapt(x, spec), spec, tensors)
@@ -110,18 +90,24 @@ def to_onnx(
         if encoder is None:
             raise ValueError(f"{spec.name} reads an encoder's features: give the encoder")
         x = g.encoder(x, encoder)
-    weight, bias = g.constant(tensors["head.weight"]), g.constant(tensors["head.bias"])
-    g.nodes.append(helper.make_node("Gemm", [x, weight, bias], ["logits"], transB=1))
-    graph = helper.make_graph(
-        g.nodes,
+    g.add("Gemm", x, g.constant(tensors["head.weight"]), g.constant(tensors["head.bias"]), transB=1)
+    g.name_last("logits")
+    return g.model(
         f"loomweight-{spec.name}",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", "h", "w", 3])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", len(classes)])],
-        g.constants,
+        [("images", UINT8, ["n", "h", "w", 3])],
+        [("logits", FLOAT, ["n", len(classes)])],
+        {"classes": json.dumps(list(classes), ensure_ascii=False), "architecture": spec.name},
     )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="loomweight", producer_version=__version__
+
+
+def encoder_onnx(encoder: ImageEncoder) -> bytes:
+    """A frozen encoder alone: float `images` (n, 3, 32, 32) in [0, 1] to `features` (n, dim)."""
+    g = _Network()
+    g.encoder("images", encoder)
+    g.name_last("features")
+    return g.model(
+        "loomweight-encoder",
+        [("images", FLOAT, ["n", 3, SIDE, SIDE])],
+        [("features", FLOAT, ["n", encoder.config.dim])],
+        {},
     )
-    model.ir_version = 10
-    helper.set_model_props(model, {"classes": json.dumps(list(classes), ensure_ascii=False), "architecture": spec.name})
-    return bytes(model.SerializeToString(deterministic=True))

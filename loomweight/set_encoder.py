@@ -1,8 +1,9 @@
 """The dataset encoder: a few images a class to one code per class and one for the whole set.
 
-Set Transformer blocks (Lee et al. 2019: ISAB section 3.2, PMA section 3.3), first within each class, then across classes,
-as in D2NWG (Soro et al. 2025, section 3.3), but the codes of the classes are kept: a pooled code cannot tell a generator
-which output row is which class. Reordering the classes reorders the class codes and leaves the set code alone.
+Set Transformer blocks (Lee et al. 2019: ISAB section 3.2, PMA section 3.3), first within each class, then across
+classes, as in D2NWG (Soro et al. 2025, section 3.3), but the codes of the classes are kept: a pooled code cannot tell a
+generator which output row is which class. Reordering the classes reorders the class codes and leaves the set code
+alone.
 """
 
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class _Attention(nn.Module):
         allowed = None if mask is None else mask[..., None, None, :]
         y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         x = queries + self.out(y.transpose(-2, -3).flatten(-2))
-        return x + self.feed(self.norm_f(x))
+        out: Tensor = x + self.feed(self.norm_f(x))
+        return out
 
 
 class _Induced(nn.Module):
@@ -52,7 +54,8 @@ class _Induced(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         points = self.points.expand(*x.shape[:-2], *self.points.shape)
-        return self.spread(x, self.gather(points, x, mask))
+        out: Tensor = self.spread(x, self.gather(points, x, mask))
+        return out
 
 
 class _Pool(nn.Module):
@@ -64,11 +67,12 @@ class _Pool(nn.Module):
         self.attend = _Attention(width, heads)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.attend(self.seed.expand(*x.shape[:-2], 1, -1), x, mask).squeeze(-2)
+        pooled: Tensor = self.attend(self.seed.expand(*x.shape[:-2], 1, -1), x, mask)  # (..., 1, w)
+        return pooled.squeeze(-2)
 
 
 class SetEncoder(nn.Module):
-    """Features (b, classes, images, inputs), mask (b, classes, images) -> class codes (b, classes, w), set code (b, w)."""
+    """Features (b, k, m, inputs) by class and image, mask (b, k, m) -> class codes (b, k, w), set codes (b, w)."""
 
     def __init__(self, config: SetEncoderConfig) -> None:
         super().__init__()
@@ -82,6 +86,7 @@ class SetEncoder(nn.Module):
         self.norm = nn.LayerNorm(w)
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Class codes and set codes; `mask` is True where an image is real."""
         x = self.embed(features)
         for block in self.within:
             x = block(x, mask)

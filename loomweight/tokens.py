@@ -1,7 +1,8 @@
 """Checkpoint <-> token sequence, after SANE (Schürholt et al. 2024, section 3.1).
 
-Each layer is a matrix of one row per output unit: its weights, then its bias. Rows are zero-padded and cut into pieces of
-`size` values; a mask is 1 on real values; each token knows its place: number in the sequence, layer, row in the layer.
+Each layer is a matrix of one row per output unit: its weights, then its bias. Rows are zero-padded and cut into pieces
+of `size` values; a mask is 1 on real values; each token knows its place: number in the sequence, layer, row in the
+layer.
 """
 
 from dataclasses import dataclass
@@ -51,11 +52,15 @@ def from_tokens(spec: ArchitectureSpec, tokens: Tensor, classes: int) -> dict[st
     size = tokens.shape[1]
     counts = [layer.outputs * _pieces(layer, size) for layer in spec.layers(classes)]
     if len(tokens) != sum(counts):
-        raise InvalidCheckpoint(f"{spec.name} with {classes} classes has {sum(counts)} tokens of {size}, not {len(tokens)}")
+        raise InvalidCheckpoint(
+            f"{spec.name} with {classes} classes has {sum(counts)} tokens of {size}, not {len(tokens)}"
+        )
     weights = {}
-    for layer, piece in zip(spec.layers(classes), tokens.split(counts), strict=True):
+    for layer, piece in zip(spec.layers(classes), torch.split(tokens, counts), strict=True):
         rows = piece.reshape(layer.outputs, -1)[:, : layer.fan_in + 1]
-        shape = (layer.outputs, layer.inputs, layer.kernel, layer.kernel) if layer.kernel else (layer.outputs, layer.inputs)
+        shape = (
+            (layer.outputs, layer.inputs, layer.kernel, layer.kernel) if layer.kernel else (layer.outputs, layer.inputs)
+        )
         weights[f"{layer.name}.weight"] = rows[:, :-1].reshape(shape)
         weights[f"{layer.name}.bias"] = rows[:, -1].clone()
     return weights

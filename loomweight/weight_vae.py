@@ -1,10 +1,10 @@
 """The weight autoencoder: checkpoints of one architecture <-> a few latent tokens.
 
-A checkpoint is taken as its difference from the shared initialisation, cut into tokens (tokens.py), each layer brought to
-unit scale. The trunk's tokens become `latents` global latent tokens, each head row becomes the latent token of its
-class; so class order and class count pass through unchanged. Both maps are linear with Gaussian noise on the latents (a linear
-VAE; Lucas et al. 2019): a zoo of hundreds determines a subspace, not a deep encoder, and a zero latent is the shared
-network exactly. It starts from the zoo's principal components and is then trained for weights and for behaviour
+A checkpoint is taken as its difference from the shared initialisation, cut into tokens (tokens.py), each layer brought
+to unit scale. The trunk's tokens become `latents` global latent tokens, each head row becomes the latent token of its
+class; so class order and class count pass through unchanged. Both maps are linear with Gaussian noise on the latents (a
+linear VAE; Lucas et al. 2019): a zoo of hundreds determines a subspace, not a deep encoder, and a zero latent is the
+shared network exactly. It starts from the zoo's principal components and is then trained for weights and for behaviour
 (docs/decisions/0004).
 """
 
@@ -50,7 +50,9 @@ def join(spec: ArchitectureSpec, trunk: Tensor, rows: Tensor) -> dict[str, Tenso
     for layer in spec.trunk:
         matrix = trunk[first : first + layer.outputs * (layer.fan_in + 1)].view(layer.outputs, layer.fan_in + 1)
         first += matrix.numel()
-        shape = (layer.outputs, layer.inputs, layer.kernel, layer.kernel) if layer.kernel else (layer.outputs, layer.inputs)
+        shape = (
+            (layer.outputs, layer.inputs, layer.kernel, layer.kernel) if layer.kernel else (layer.outputs, layer.inputs)
+        )
         weights[f"{layer.name}.weight"] = matrix[:, :-1].reshape(shape)
         weights[f"{layer.name}.bias"] = matrix[:, -1]
     return {**weights, "head.weight": rows[:, :-1], "head.bias": rows[:, -1]}
@@ -82,7 +84,7 @@ class WeightVae(nn.Module):
         self.row_scale: Tensor
 
     def encode(self, trunk: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """trunk (b, p), rows (b, classes, row) -> posterior means: global (b, latents, dim), class (b, classes, dim)."""
+        """trunk (b, p), rows (b, k, row) -> posterior means: global (b, latents, dim), class (b, k, dim)."""
         if not self.config.trunk:
             return trunk.new_zeros(len(trunk), 0, self.config.dim), self.encode_row(rows)
         code = self.encode_trunk((trunk - self.shared) / self.scale)
@@ -90,17 +92,20 @@ class WeightVae(nn.Module):
 
     def encode_row(self, rows: Tensor) -> Tensor:
         """Head rows, or differences of head rows, (..., row) -> latents (..., dim); linear."""
-        return self.encode_rows(rows / self.row_scale)
+        code: Tensor = self.encode_rows(rows / self.row_scale)
+        return code
 
     def decode(self, trunk_code: Tensor) -> Tensor:
         """Global latents (b, latents, dim) -> trunk values (b, p)."""
         if not self.config.trunk:
             return trunk_code.new_zeros(len(trunk_code), 0)
-        return self.shared + self.scale * self.decode_trunk(trunk_code.flatten(-2))
+        trunk: Tensor = self.shared + self.scale * self.decode_trunk(trunk_code.flatten(-2))
+        return trunk
 
     def decode_row(self, row_code: Tensor) -> Tensor:
         """Latents (..., dim) -> head rows, or differences of head rows, (..., row); linear."""
-        return self.row_scale * self.decode_rows(row_code)
+        rows: Tensor = self.row_scale * self.decode_rows(row_code)
+        return rows
 
     def kl(self, *means: Tensor) -> Tensor:
         """KL divergence of the posteriors to N(0, 1), mean per latent value."""
@@ -126,4 +131,3 @@ class WeightVae(nn.Module):
         decode.weight.zero_()
         encode.weight[:k] = (v[:k] / std[:, None]).float()
         decode.weight[:, :k] = (v[:k].T * std).float()
-

@@ -82,6 +82,12 @@ def _export(recipe: Recipe, run: Path, options: Options) -> None:
     print(manifest["id"])
 
 
+def _card(recipe: Recipe, run: Path, options: Options) -> None:
+    from trainer import export
+
+    export.measured(options.out or Path("bundles") / recipe.name, Path("docs/results"))
+
+
 STAGES: dict[str, Callable[[Recipe, Path, Options], None]] = {
     "data": _prepare,
     "encoder": _encoder,
@@ -95,6 +101,10 @@ STAGES: dict[str, Callable[[Recipe, Path, Options], None]] = {
 }
 
 
+AFTERWARDS = {"card": _card}
+"""Runs once the tables were measured; not part of `all`."""
+
+
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
@@ -105,7 +115,7 @@ def _shard(text: str) -> tuple[int, int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage, or all."""
     parser = argparse.ArgumentParser(prog="loomweight train", description=__doc__)
-    parser.add_argument("stage", choices=[*STAGES, "all"])
+    parser.add_argument("stage", choices=[*STAGES, "all", *AFTERWARDS])
     parser.add_argument("--recipe", default="starter", help="a shipped recipe's name or a TOML file")
     parser.add_argument("--run", type=Path, default=None, help="folder of the run (default runs/RECIPE)")
     parser.add_argument(
@@ -123,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     shard, shards = arguments.shard
     options = Options(arguments.data, shard, shards, arguments.processes, arguments.out)
     for name in STAGES if arguments.stage == "all" else [arguments.stage]:
-        STAGES[name](recipe, run, options)
+        {**STAGES, **AFTERWARDS}[name](recipe, run, options)
     return 0
 
 

@@ -70,8 +70,6 @@ def _zoo(loom: Loom, run: Path, shelves: dict[Variant, bank.Shelf]) -> dict[str,
 
 def _target(recipe: Recipe, run: Path, loom: Loom) -> TargetInfo:
     spec, settings = loom.spec, recipe.targets[loom.spec.name].diffusion
-    results = run / "results.json"
-    expected = json.loads(results.read_text()).get(spec.name, {}) if results.exists() else {}
     return TargetInfo(
         id=spec.name,
         architecture=f"convnet {spec.name} (SANE)" if spec.trunk else "linear head over the frozen image encoder",
@@ -80,7 +78,7 @@ def _target(recipe: Recipe, run: Path, loom: Loom) -> TargetInfo:
         conditions=("samples",),
         min_classes=2,
         max_classes=settings.max_classes,
-        expected=expected,
+        expected={},
         limits="Images are seen at 32x32 pixels. Parameters are counted for ten classes.",
     )
 
@@ -116,5 +114,23 @@ def _card(recipe: Recipe, run: Path, version: str) -> dict[str, Any]:
             "Networks see 32x32 pixels. Made for pictures of one thing; text, detection and regression are not. "
             "Photographs of fine-grained classes stay hard for networks of this size."
         ),
-        "licence": "Apache-2.0 for weights and code; mind the terms of the training data where you redistribute",
+        "licence": "Apache-2.0",
+        "licence_note": "The terms of the training data may bind what you redistribute; see training_data.",
     }
+
+
+def measured(folder: Path, results: Path) -> None:
+    """Put what the tables measured on this very bundle into its card and its targets' expected accuracy."""
+    path = folder / bundle.MANIFEST
+    manifest = bundle.verify(folder)
+    table = json.loads((results / "fewshot.json").read_text())
+    if table["bundle"] != manifest["id"]:
+        raise ValueError(f"{results / 'fewshot.json'} was measured on {table['bundle']}, not on {manifest['id']}")
+    for target in manifest["targets"]:
+        rows = [r for r in table["rows"] if r["target"] == target["id"]]
+        target["expected"] = {
+            f"{r['set']}, {r['ways']}-way, {r['shots']} a class": round(r["arms"]["service's answer"]["mean"], 4)
+            for r in rows
+        }
+    manifest["card"]["measured_by"] = table["command"]
+    path.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")

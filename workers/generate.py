@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from redis import RedisError
 
 from loomweight.errors import Canceled, InvalidRequest
-from loomweight.generator import GenerateOptions, GenerationResult, split_samples
+from loomweight.generator import GenerateOptions, GenerationResult
 from model_store.store import AlreadyExists, NotFound, StoreError, StoreUnavailable
 from workers import metrics
 from workers.artifacts import Artifacts, Origin, export
@@ -133,7 +133,7 @@ def _produce(attempt: _Attempt) -> GenerateResult:
     )
     timings |= result.timings_ms
     with _timed(timings, "store"):
-        origin = Origin(record.id, samples.sha256, _held_out(samples, options, runtime))
+        origin = Origin(record.id, samples.sha256, result.n_holdout)
         models = _store(attempt, result, origin, report)
 
     for stage, milliseconds in timings.items():
@@ -167,11 +167,6 @@ def _options(record: JobRecord, runtime: Runtime) -> GenerateOptions:
         # As random as the id of the job, and the same when the job runs again after a crash: so are then its models.
         wanted["seed"] = int.from_bytes(hashlib.sha256(record.id.encode()).digest()[:8]) & MAX_SEED
     return GenerateOptions(**wanted)
-
-
-def _held_out(samples: Samples, options: GenerateOptions, runtime: Runtime) -> int:
-    target = next(target for target in runtime.generator.targets() if target.id == options.target)
-    return sum(map(len, split_samples(samples.labels, options, target).holdout))
 
 
 class _Reporter:

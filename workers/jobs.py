@@ -41,7 +41,7 @@ from redis import Redis
 from workers import job_scripts as lua
 from workers.messages import QUEUES, GenerateResult, JobError, JobRecord, JobStatus, Progress
 
-SEND_AGAIN_S = 600
+SEND_AGAIN_S = 60
 """A queued job's message is repeated this often, in case a broker lost it; a second delivery exits quietly."""
 SEND_GRACE_S = 10
 """How long the creator of a job has for sending its message, until others do."""

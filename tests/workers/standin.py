@@ -62,6 +62,7 @@ class StandIn:
             method=options.method,
             bundle=self.bundle.id,
             ranked_on="holdout",
+            n_holdout=1,
             baselines={"chance": 1 / len(classes)},
             novelty={"score": 0.25, "warning": None},
             timings_ms={"encode": 1.0, "sample": 2.0, "decode_weights": 1.0, "rank": 1.0},

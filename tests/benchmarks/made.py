@@ -1,0 +1,73 @@
+"""Small result files in the shapes that the benchmarks write."""
+
+from typing import Any
+
+
+def cell(mean: float, half: float = 0.02) -> dict[str, float]:
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": 5}
+
+
+def content(table: str, rows: Any, **settings: Any) -> dict[str, Any]:
+    return {
+        "table": table,
+        "command": f"python -m benchmarks.{table}",
+        "bundle": "b-1",
+        "settings": settings,
+        "rows": rows,
+    }
+
+
+def better_start() -> dict[str, Any]:
+    points = {m: cell(v) for m, v in {"0 epochs": 0.2, "1 epoch": 0.4, "10 steps": 0.3}.items()}
+    rows = [{"set": "digits", "images": 1200, "start": s, "points": points} for s in ("generated", "random")]
+    how = {"optimizer": "AdamW", "lr": 0.001, "lr_chosen_on": "mnist", "batch": 128, "seeds": 3, "shots": 20}
+    return content("better_start", rows, **how)
+
+
+def fewshot() -> dict[str, Any]:
+    arms = {n: {**cell(0.5), "seconds": 0.1} for n in ("generated alone, best of 8", "trunk probe", "mean of 8")}
+    rows = [{"set": "digits", "target": "cnn-l", "ways": 10, "shots": n, "arms": arms} for n in (1, 5)]
+    return content("fewshot", rows)
+
+
+def seen_tasks() -> dict[str, Any]:
+    lists = {"generated_to_nearest_zoo": [1.0, 2.0], "zoo_nearest_neighbour": [1.5, 2.5]}
+    summary = {"zoo model": {**cell(0.7), "share_of_zoo_mean": 1.0}}
+    return content("seen_tasks", [{}], shots=50, summary=summary, distances={"ratio": 0.75, **lists})
+
+
+def novelty() -> dict[str, Any]:
+    tasks = [{"set": f"{s}, trained on", "lead": 0.1, "scores": {"served: share": 0.2}} for s in ("a", "b")]
+    tasks.append({"set": "c", "lead": -0.1, "scores": {"served: share": 0.9}})
+    value = {"value": -0.5, "low": -0.8, "high": -0.1, "sets": 3, "n": 3}
+    score = {
+        "score": "served: share",
+        "spearman_with_lead": value,
+        "spearman_with_accuracy": value,
+        "auc_for_negative_lead": None,
+    }
+    rows = [{"target": "cnn-l", "scores": [score]}]
+    return content("novelty", rows, tasks=1, ways=5, shots=5, tasks_measured={"cnn-l": tasks})
+
+
+def cost() -> dict[str, Any]:
+    row = {
+        "what": "fine-tune 100",
+        "core_seconds_beforehand": 1234.5,
+        "core_seconds_a_request": cell(0.5),
+        "times_the_cost_of_generating": 2.0,
+        "verdict": "51",
+    }
+    more = {"stages_core_seconds": {"encoder": 2000.0}, "core_hours_in_all": 0.56, "gpu_minutes": 0}
+    return content("cost", [row], target="cnn-l", images=50, classes=10, threads=2, **more)
+
+
+def latency() -> dict[str, Any]:
+    return content("latency", [{"measure": "whole", "p50": 12.3, "p95": 45.6, "n": 3}], resident_mb={"gateway": 90.0})
+
+
+def digits() -> dict[str, Any]:
+    return content("digits", [{"arm": "trunk probe", "shots": 1, **cell(0.6), "seconds": cell(0.1)}])
+
+
+ALL = {f.__name__: f for f in (better_start, fewshot, seen_tasks, novelty, cost, latency, digits)}

@@ -1,0 +1,38 @@
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks import better_start, plots
+from tests.benchmarks import made
+
+
+def test_every_result_file_is_drawn_and_twice_the_same(tmp_path: Path) -> None:
+    for name, make in made.ALL.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(make()))
+    written = plots.draw(tmp_path)
+    assert sorted(p.stem for p in written) == [
+        "better_start",
+        "distances",
+        "fewshot-cnn-l",
+        "novelty-cnn-l",
+        "time-cnn-l",
+    ]
+    first = {p: p.read_bytes() for p in written}
+    for content in first.values():
+        assert ElementTree.fromstring(content).tag.endswith("svg")
+    assert {p: p.read_bytes() for p in plots.draw(tmp_path)} == first
+
+
+def test_without_results_nothing_is_drawn(tmp_path: Path) -> None:
+    assert plots.draw(tmp_path) == []
+
+
+def test_error_bars_reach_the_ends_of_the_interval() -> None:
+    (below,), (above,) = plots.errors([{"mean": 0.5, "low": 0.4, "high": 0.7}])
+    assert (below, above) == (pytest.approx(0.1), pytest.approx(0.2))
+
+
+def test_the_stronger_probe_has_a_style() -> None:
+    assert f"trunk probe, {better_start.PROBE_SHOTS} a class" in plots.STYLES
