@@ -1,6 +1,8 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both set themselves up.
 PYTHON ?= python3.11
 BIN := .venv/bin
+# Idle OpenMP threads sleep instead of spinning; several processes share the cores here.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: setup demo test lint bench clean
 

@@ -40,7 +40,7 @@ SHOTS = (1, 3, 10)
 NAMES = {
     "generated head": "generated head (over the encoder)",
     "generated cnn-l": "generated cnn-l (10,853 weights)",
-    "pixels": "logistic regression on the pixels",
+    "pixels": "logistic regression on the 8x8 pixels",
     "nearest class mean": "nearest class mean on the encoder",
     "logistic probe": "logistic probe on the encoder",
     "trunk probe": "trunk probe (a cnn-l)",
@@ -136,7 +136,7 @@ def rivals(bundle: Bundle, runtime: Runtime) -> dict[str, Callable[[arms.Setting
         return lambda s: arms.network(spec, arms.trained(s, spec, initial(s), 100))
 
     return {
-        "pixels": arms.pixels,
+        "pixels": lambda s: arms.pixels(s, 8),
         "nearest class mean": arms.nearest_class_mean,
         "logistic probe": arms.logistic_probe,
         "trunk probe": lambda s: arms.network(spec, arms.trunk_probe_weights(s, spec, trunk)),

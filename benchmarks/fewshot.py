@@ -48,11 +48,9 @@ def generated(generator: Generator, target: str, p: Problem) -> dict[str, tuple[
     by_origin = {n.origin: n for n in reversed(everything)}
     out = {
         "generated": (accuracy(by_origin["diffusion"]), whole),
-        "generated, mean of 8": (accuracy(by_origin["diffusion-mean"]), whole),
+        "conditional mean": (accuracy(by_origin["mean"]), whole),
         **(
-            {"generated trunk, closed-form head": (accuracy(by_origin["diffusion-trunk"]), whole)}
-            if loom.spec.trunk
-            else {}
+            {"generated trunk, closed-form head": (accuracy(by_origin["mean-trunk"]), whole)} if loom.spec.trunk else {}
         ),
         "closed form": (accuracy(by_origin["closed-form"]), whole),
     }

@@ -50,7 +50,7 @@ def errors(cells: Sequence[dict[str, float]]) -> list[list[float]]:
 def _panels(titles: Sequence[str], *, columns: int = 4) -> tuple[Figure, list[Axes]]:
     columns = min(columns, len(titles))
     rows = -(-len(titles) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns + 0.4, 2.9 * rows + 1.2), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(max(6.0, 3.1 * columns + 0.4), 2.9 * rows + 0.8), squeeze=False)
     for axis in axes.flat[len(titles) :]:
         axis.set_visible(False)
     for axis, title in zip(axes.flat, titles, strict=False):
@@ -80,9 +80,10 @@ def _line(axis: Axes, name: str, x: Sequence[float], cells: Sequence[dict[str, f
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> Figure:
     handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    if handles:
-        figure.legend(list(handles.values()), list(handles), loc="lower center", ncols=4, frameon=False, fontsize=8.5)
-    figure.tight_layout(rect=(0, 0.02 + 0.05 * -(-len(handles) // 4), 1, 1))
+    width, height = figure.get_size_inches()
+    columns = max(1, int(width // 2.3))
+    figure.legend(list(handles.values()), list(handles), loc="lower center", ncols=columns, frameon=False, fontsize=8.5)
+    figure.tight_layout(rect=(0, (0.1 + 0.19 * -(-len(handles) // columns)) / height, 1, 1))
     return figure
 
 
@@ -185,7 +186,9 @@ def novelty(content: dict[str, Any]) -> dict[str, Figure]:
                 own = [[t for t in tasks if t["set"] == s] for s in sets]
                 x = [sum(t["scores"][name] for t in s) / len(s) for s in own]
                 label = "classes trained on" if kind == "seen" else "classes and sets never trained on, spoilt ones too"
-                axis.scatter(x, [sum(t["lead"] for t in s) / len(s) for s in own], 22, colour, marker=marker, label=label)
+                axis.scatter(
+                    x, [sum(t["lead"] for t in s) / len(s) for s in own], 22, colour, marker=marker, label=label
+                )
             axis.axhline(0, color="#999999", lw=0.8)
             axis.set_xlabel("score")
             _accuracy(axis)

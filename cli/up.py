@@ -111,7 +111,8 @@ class Stack:
             "LOOMWEIGHT_BUNDLE_DIR": str(self.bundle),
             "LOOMWEIGHT_SOFT_SHUTDOWN_S": str(SOFT_SHUTDOWN_SECONDS),
         }
-        return {**os.environ, **ours}
+        # Idle OpenMP threads sleep instead of spinning: the gateway, the broker and the client share these cores.
+        return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **ours}
 
     def _start_worker(self) -> None:
         now = time.monotonic()

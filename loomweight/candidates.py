@@ -24,15 +24,15 @@ class Scale:
 
 
 SCALES = (
-    Scale("diffusion-mean", 1, 1),
-    Scale("diffusion-half-rows", 1, 0.5),
-    Scale("diffusion-trunk", 1, 0),
-    Scale("diffusion-half", 0.5, 0.5),
-    Scale("diffusion-half-trunk", 0.5, 0),
-    Scale("diffusion-quarter", 0.25, 0.25),
+    Scale("mean", 1, 1),
+    Scale("mean-half-rows", 1, 0.5),
+    Scale("mean-trunk", 1, 0),
+    Scale("mean-half", 0.5, 0.5),
+    Scale("mean-half-trunk", 0.5, 0),
+    Scale("mean-quarter", 0.25, 0.25),
     Scale("closed-form", 0, 0),
 )
-"""The mean of the samples in full, and shrunken: far from training tasks less is more; nothing is the closed form."""
+"""The conditional mean in full, and shrunken: far from training tasks less is more; nothing is the closed form."""
 
 
 def scales(loom: Loom) -> tuple[Scale, ...]:
@@ -73,27 +73,19 @@ def pending(latents: Tensor, origin: str) -> Candidate:
     return Candidate(latents, origin, empty, empty)
 
 
-def sample_latents(
-    loom: Loom,
-    denoise: Denoise,
-    condition: Condition,
-    noise: Tensor,
-    sampling: Sampling,
-    progress: Progress = lambda step, steps: None,
-) -> Tensor:
-    """Latents (b, latents + classes, dim) from noise of that shape, a condition each, with classifier-free guidance."""
-    g = sampling.guidance
+def guided(denoise: Denoise, condition: Condition, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """A denoiser under one condition for each item, with classifier-free guidance (Ho & Salimans 2022)."""
 
-    def guided(z: Tensor, t: Tensor) -> Tensor:
+    def predict(z: Tensor, t: Tensor) -> Tensor:
         with_condition = torch.ones(len(z))
-        if g == 1:
+        if guidance == 1:
             return denoise(z, t, condition, with_condition)
         twice = Condition(condition.classwise.repeat(2, 1, 1), condition.overall.repeat(2, 1))
         both = denoise(z.repeat(2, 1, 1), t.repeat(2), twice, torch.cat((with_condition, 0 * with_condition)))
         conditional, unconditional = both.chunk(2)
-        return unconditional + g * (conditional - unconditional)
+        return unconditional + guidance * (conditional - unconditional)
 
-    return loom.unscale(sample(guided, noise, sampling.steps, progress=progress))
+    return predict
 
 
 def draw_noise(loom: Loom, classes: int, sampling: Sampling) -> Tensor:
@@ -107,19 +99,27 @@ def draw_noise(loom: Loom, classes: int, sampling: Sampling) -> Tensor:
 
 
 def diffusion(
-    loom: Loom, denoise: Denoise, condition: Condition, classes: int, sampling: Sampling, progress: Progress
+    loom: Loom,
+    denoise: Denoise,
+    condition: Condition,
+    classes: int,
+    sampling: Sampling,
+    progress: Progress,
+    *,
+    prior: str = "mean",
 ) -> list[Candidate]:
-    """Samples, their mean, and shrunken versions of the mean down to the closed form."""
+    """The conditional mean, shrunken versions of it down to the closed form, and samples.
+
+    The mean is the prediction from pure noise. `prior` comes first: best on average where nothing can rank.
+    """
     noise = draw_noise(loom, classes, sampling)
     expanded = Condition(condition.classwise.expand(len(noise), -1, -1), condition.overall.expand(len(noise), -1))
-    latents = sample_latents(loom, denoise, expanded, noise, sampling, progress)
-    mean = latents.mean(0)
-    whole, *shrunken = scales(loom)
-    return [
-        pending(mean, whole.origin),
-        *(pending(z, "diffusion") for z in latents),
-        *(pending(shrink(loom, mean, s), s.origin) for s in shrunken),
-    ]
+    predict = guided(denoise, expanded, sampling.guidance)
+    mean = loom.unscale(predict(noise, torch.ones(len(noise)))).mean(0)
+    samples = loom.unscale(sample(predict, noise, sampling.steps, progress=progress))
+    shrunken = [pending(shrink(loom, mean, s), s.origin) for s in scales(loom)]
+    first = [c for c in shrunken if c.origin == prior]
+    return [*first, *(c for c in shrunken if c.origin != prior), *(pending(z, "diffusion") for z in samples)]
 
 
 def shrink(loom: Loom, latents: Tensor, scale: Scale) -> Tensor:

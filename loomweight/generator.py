@@ -238,7 +238,10 @@ class Generator:
             return weave.kde(loom, support, self.zoos[options.target], sampling)
 
         denoise = self._denoise(options.target)
-        return weave.diffusion(loom, denoise, condition, support.classes, sampling, lambda i, n: report("sample", i, n))
+        prior = self.bundle.manifest["defaults"]["prior"][options.target]
+        return weave.diffusion(
+            loom, denoise, condition, support.classes, sampling, lambda i, n: report("sample", i, n), prior=prior
+        )
 
     def _denoise(self, target: str) -> Denoise:
         def denoise(z: Tensor, t: Tensor, condition: Condition, keep: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from loomweight.candidates import (
     Scale,
     decode,
     draw_noise,
+    guided,
     pending,
-    sample_latents,
     scales,
     shrink,
 )
+from loomweight.diffusion import sample
 from loomweight.loom import Loom, Support
 
 
@@ -30,10 +31,21 @@ class Score:
     accuracy: float
 
 
+TEMPERATURES = 2.0 ** torch.arange(-3, 4)
+
+
+def calibrated_loss(logits: Tensor, truth: Tensor) -> float:
+    """Mean cross-entropy of logits (n, k) at the best of a few temperatures.
+
+    Candidates differ in how sure they are of themselves, most of all far from the training tasks; that must not decide.
+    """
+    return float(torch.stack([F.cross_entropy(logits * t, truth) for t in TEMPERATURES]).min())
+
+
 def score(loom: Loom, network: Candidate, x: Tensor, truth: Tensor) -> Score:
-    """Mean cross-entropy and accuracy on adapted images (n, c, h, w)."""
+    """Calibrated loss and accuracy on adapted images (n, c, h, w)."""
     logits = loom.logits(network.trunk, network.rows, x)
-    return Score(float(F.cross_entropy(logits, truth)), float((logits.argmax(-1) == truth).float().mean()))
+    return Score(calibrated_loss(logits, truth), float((logits.argmax(-1) == truth).float().mean()))
 
 
 @dataclass(frozen=True)
@@ -44,10 +56,8 @@ class Evidence:
     images: int
 
 
-def cross_validate(
-    loom: Loom, denoise: Denoise, support: Support, sampling: Sampling, *, folds: int = 3, steps: int = 4
-) -> Evidence:
-    """How each scale of the generated difference does on conditioning images that did not condition it.
+def cross_validate(loom: Loom, denoise: Denoise, support: Support, sampling: Sampling, *, folds: int = 3) -> Evidence:
+    """How each kind of candidate does on conditioning images that did not condition it.
 
     All folds are generated in one batch; every trunk runs over the images once, for its training and its test fold.
     """
@@ -63,34 +73,38 @@ def cross_validate(
         support.trunk_features.expand(folds, *support.trunk_features.shape[1:]),
         support.mask & ~tested,
     )
-    quick = replace(sampling, steps=min(steps, sampling.steps), candidates=folds)
-    noise = draw_noise(loom, support.classes, quick)
-    latents = sample_latents(loom, denoise, loom.condition(held), noise, quick)
     truth = torch.arange(support.classes)[:, None].expand(tested.shape)[tested]
     found = {}
-    for share in sorted({s.trunk for s in scales(loom)}):
-        part = shrink(loom, latents, Scale("", share, 1))
-        features = loom.support_features(loom.trunks(part), held)
+
+    def judge(latents: Tensor, kinds: list[Scale]) -> None:
+        """Kinds that share a trunk scale, on latents that have it."""
+        features = loom.support_features(loom.trunks(latents), held)
         base = loom.ridge(features, held.mask)
-        change = loom.vae.decode_row(part[:, loom.config.vae.latents :])
-        for s in (s for s in scales(loom) if s.trunk == share):
-            rows = base + s.rows * change  # (f, k, width + 1)
+        change = loom.vae.decode_row(latents[:, loom.config.vae.latents :])
+        for kind in kinds:
+            rows = base + kind.rows * change  # (f, k, width + 1)
             logits = torch.einsum("fkmw,fcw->fkmc", features, rows[..., :-1]) + rows[:, None, None, :, -1]
-            found[s.origin] = float(F.cross_entropy(logits[tested], truth))
+            found[kind.origin] = calibrated_loss(logits[tested], truth)
+
+    noise = draw_noise(loom, support.classes, replace(sampling, candidates=folds))
+    predict = guided(denoise, loom.condition(held), sampling.guidance)
+    mean = loom.unscale(predict(noise, torch.ones(folds)))
+    for share in sorted({s.trunk for s in scales(loom)}):
+        judge(shrink(loom, mean, Scale("", share, 1)), [s for s in scales(loom) if s.trunk == share])
+    judge(loom.unscale(sample(predict, noise, sampling.steps)), [Scale("diffusion", 1, 1)])
     return Evidence(found, len(truth))
 
 
 def rank(networks: list[Candidate], scores: list[Score], evidence: Evidence, images: int) -> list[int]:
     """Best first, by likelihood: finer than accuracy. `scores` are of `images` held-out images, none where that is 0.
 
-    What was cross-validated counts by its number of images beside the held-out ones; single samples count as their mean
-    does. Where there is no evidence at all the order given stays: the mean of the samples first, best on average.
+    What was cross-validated, each kind of candidate, counts by its number of images beside the held-out ones. Where
+    there is no evidence at all the order given stays.
     """
 
     def loss(i: int) -> float:
-        origin = "diffusion-mean" if networks[i].origin == "diffusion" else networks[i].origin
-        seen = evidence.images if origin in evidence.loss else 0
-        total = images * scores[i].loss + seen * evidence.loss.get(origin, 0.0)
+        seen = evidence.images if networks[i].origin in evidence.loss else 0
+        total = images * scores[i].loss + seen * evidence.loss.get(networks[i].origin, 0.0)
         return total / max(1, images + seen)
 
     return sorted(range(len(networks)), key=loss) if images or evidence.images else list(range(len(networks)))

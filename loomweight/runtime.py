@@ -11,7 +11,7 @@ from loomweight.bundle import Bundle
 from loomweight.denoiser_onnx import denoiser_onnx
 from loomweight.onnx_export import encoder_onnx
 
-AUTO = {"encode": "torch", "denoise": "torch"}
+AUTO = {"encode": "onnxruntime", "denoise": "onnxruntime"}
 """What `auto` takes for each network on the CPU; set by benchmarks/runtime_backends.py."""
 
 BATCH = 256

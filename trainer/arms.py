@@ -76,10 +76,14 @@ def logistic_probe(s: Setting) -> Predict:
     return lambda x, f: F.linear(f, weight, bias)
 
 
-def pixels(s: Setting) -> Predict:
-    """Logistic regression on the pixels."""
-    weight, bias = logistic(s.x.flatten(1), s.y, s.classes, s.seed)
-    return lambda x, f: F.linear(x.flatten(1), weight, bias)
+def pixels(s: Setting, side: int) -> Predict:
+    """Logistic regression on the luma of the pixels, at side x side: the resolution that the images came in."""
+
+    def flat(x: Tensor) -> Tensor:
+        return F.interpolate(x.mean(1, keepdim=True), (side, side), mode="area").flatten(1)
+
+    weight, bias = logistic(flat(s.x), s.y, s.classes, s.seed)
+    return lambda x, f: F.linear(flat(x), weight, bias)
 
 
 def trunk_probe_weights(s: Setting, spec: ArchitectureSpec, trunk: dict[str, Tensor]) -> dict[str, Tensor]:

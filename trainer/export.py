@@ -31,6 +31,7 @@ SOURCES = {
 def export(recipe: Recipe, run: Path, out: Path, *, version: str = "1") -> dict[str, Any]:
     """Write the bundle of a finished run; returns its manifest."""
     shelves = bank.load(recipe, run)
+    prior = {target: recipe.sampling.prior.get(target, "mean") for target in recipe.targets}
     looms = {target: diffusion.load(recipe, run, target) for target in recipe.targets}
     return bundle.write(
         out,
@@ -39,7 +40,12 @@ def export(recipe: Recipe, run: Path, out: Path, *, version: str = "1") -> dict[
         looms=looms,
         zoos={target: _zoo(loom, run, shelves) for target, loom in looms.items()},
         targets=[_target(recipe, run, loom) for loom in looms.values()],
-        defaults={"steps": recipe.sampling.steps, "guidance": recipe.sampling.guidance, "temperature": 1.0},
+        defaults={
+            "steps": recipe.sampling.steps,
+            "guidance": recipe.sampling.guidance,
+            "temperature": 1.0,
+            "prior": prior,
+        },
         card=_card(recipe, run, version),
     )
 

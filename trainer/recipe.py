@@ -124,6 +124,9 @@ class SamplingRecipe:
 
     steps: int = 8
     guidance: float = 1.0
+    prior: dict[str, str] = field(
+        default_factory=dict
+    )  # by target: the candidate that leads where nothing can be ranked
 
 
 @dataclass(frozen=True)

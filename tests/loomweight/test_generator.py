@@ -98,12 +98,12 @@ def test_more_candidates_keep_the_first_ones(generator: Generator, method: str) 
 def test_the_closed_form_is_always_among_the_candidates(generator: Generator) -> None:
     woven = generator.weave(*letters("ABC", 8), CNN)
     assert [n.origin for n in woven.networks] == [
-        "diffusion-mean",
+        *(s.origin for s in SCALES),
         *(["diffusion"] * 3),
-        *(s.origin for s in SCALES[1:]),
     ]
-    assert woven.networks[-1].origin == "closed-form"
-    assert torch.equal(woven.networks[-1].trunk, woven.loom.vae.shared)
+    closed = woven.networks[len(SCALES) - 1]
+    assert closed.origin == "closed-form"
+    assert torch.equal(closed.trunk, woven.loom.vae.shared)
 
 
 def test_kept_models_are_ranked_by_held_out_likelihood(generator: Generator) -> None:
@@ -128,7 +128,7 @@ def test_without_held_out_samples_nothing_is_claimed(generator: Generator) -> No
     assert result.ranked_on == "conditioning"
     assert result.baselines == {}
     assert {m.holdout_accuracy for m in result.models} == {None}
-    assert result.models[0].origin == "diffusion-mean"
+    assert result.models[0].origin == "mean"
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -187,8 +187,8 @@ def loss_on(generator: Generator, sent: tuple[Images, list[str]], options: Gener
 
 def test_refinement_fits_the_samples_better(generator: Generator) -> None:
     sent = letters("ABC", 6)
-    before = loss_on(generator, sent, CNN, "diffusion-mean")
-    assert loss_on(generator, sent, replace(CNN, refine_steps=10), "diffusion-mean") < before
+    before = loss_on(generator, sent, CNN, "mean")
+    assert loss_on(generator, sent, replace(CNN, refine_steps=10), "mean") < before
 
 
 def test_refinement_can_be_canceled_and_repeats(generator: Generator) -> None:

@@ -28,7 +28,7 @@ def test_cross_validation_judges_by_what_did_not_condition(spec: ArchitectureSpe
     # When its scales are cross-validated in two folds
     evidence = cross_validate(of, constant, task, SAMPLING, folds=2)
     assert evidence.images == 12
-    assert set(evidence.loss) == {s.origin for s in scales(of)}
+    assert set(evidence.loss) == {*(s.origin for s in scales(of)), "diffusion"}
     # Then the closed form's loss is that of two ridge heads, each asked about the images of the other
     loss = torch.zeros(())
     for fold in range(2):
@@ -51,7 +51,7 @@ def test_cross_validation_judges_by_what_did_not_condition(spec: ArchitectureSpe
         torch.testing.assert_close(rows - base, of.vae.decode_row(latents[:, first:]))
         logits = of.logits(trunks[0], rows[0], task.images[0][:, tested].flatten(0, 1))
         loss = loss + F.cross_entropy(logits, torch.arange(3).repeat_interleave(2)) / 2
-    assert evidence.loss["diffusion-mean"] == pytest.approx(loss.item(), rel=1e-3)
+    assert evidence.loss["mean"] == pytest.approx(loss.item(), rel=1e-3)
 
 
 def test_cross_validation_does_not_see_padding() -> None:
@@ -98,13 +98,13 @@ def test_without_any_evidence_the_order_given_stays() -> None:
 @pytest.mark.parametrize(("held_out", "order"), [(0, [1, 0]), (5, [1, 0]), (50, [0, 1])])
 def test_both_kinds_of_evidence_count_by_their_images(held_out: int, order: list[int]) -> None:
     # Cross-validation over 10 images is for the closed form by 1.0, the held-out images for the mean by 0.5
-    evidence = Evidence({"diffusion-mean": 1.5, "closed-form": 0.5}, 10)
-    assert ranking.rank(networks("diffusion-mean", "closed-form"), scores(0.5, 1.0), evidence, held_out) == order
+    evidence = Evidence({"mean": 1.5, "closed-form": 0.5}, 10)
+    assert ranking.rank(networks("mean", "closed-form"), scores(0.5, 1.0), evidence, held_out) == order
 
 
 def test_single_samples_count_as_their_mean_does() -> None:
-    evidence = Evidence({"diffusion-mean": 2.0, "closed-form": 1.0}, 10)
-    found = ranking.rank(networks("diffusion", "closed-form", "diffusion-mean"), scores(0, 0, 0), evidence, 0)
+    evidence = Evidence({"mean": 2.0, "closed-form": 1.0}, 10)
+    found = ranking.rank(networks("diffusion", "closed-form", "mean"), scores(0, 0, 0), evidence, 0)
     assert found == [1, 0, 2]
 
 
