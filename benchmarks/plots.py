@@ -26,7 +26,7 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "service's answer": ("#000000", "s", "-"),
     "closed form": ("#999999", "d", "--"),
     "trunk probe": ("#0072b2", "^", "--"),
-    "trunk probe, 200 a class": ("#0072b2", "v", ":"),
+    "trunk probe, 100 a class": ("#0072b2", "v", ":"),
     "shared initialisation": ("#999999", "d", "--"),
     "nearest class mean": ("#009e73", "v", "--"),
     "logistic probe": ("#56b4e9", "x", "--"),

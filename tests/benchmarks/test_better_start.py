@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from benchmarks import better_start
-from benchmarks.better_start import Whole
+from benchmarks.better_start import Job, Trained, Whole
 from loomweight.architectures import CNN_S
 
 
@@ -72,3 +72,14 @@ def test_digits_train_and_test_apart() -> None:
     assert (s.classes, len(s.y), len(s.y) + len(s.test_y)) == (10, 1200, 1797)
     assert s.x.dtype == torch.uint8
     assert better_start.digits(3).classes == 3
+
+
+def test_differences_are_paired_by_seed() -> None:
+    def one(start: str, seed: int, accuracy: float) -> Trained:
+        return Trained(Job(1, start, seed, 1e-3), {"0 epochs": accuracy}, 1.0)
+
+    done = [one("random", 1, 0.4), one("generated", 0, 0.3), one("generated", 1, 0.5), one("random", 0, 0.2)]
+    ours, theirs = better_start.rows_of("made", 24, done)
+    assert (ours["start"], theirs["start"]) == ("generated", "random")
+    ahead = theirs["points"]["0 epochs"]["generated_ahead_by"]  # type: ignore[index]
+    assert (ahead["low"], ahead["high"]) == (pytest.approx(0.1), pytest.approx(0.1))

@@ -9,6 +9,7 @@ from loomweight.architectures import CNN_S
 from loomweight.bundle import Zoo
 from loomweight.candidates import Sampling, Scale
 from loomweight.denoiser import Condition
+from loomweight.diffusion import sample
 from loomweight.loom import Loom, Support
 from tests.loomweight.made import HEAD, loom, seeded, support
 
@@ -40,13 +41,14 @@ def made() -> tuple[Loom, Condition]:
 def test_guidance_leads_from_unconditional_past_conditional(guidance: float, expected: float) -> None:
     of, condition = made()
     found = candidates.diffusion(of, told, condition, 3, replace(SAMPLING, guidance=guidance), quiet)
-    assert found[1].latents is not None
-    torch.testing.assert_close(found[1].latents, torch.full((5, 8), expected))
+    sampled = [c.latents for c in found if c.origin in ("mean", "diffusion")]
+    assert len(sampled) == 1 + SAMPLING.candidates
+    for latents in sampled:
+        torch.testing.assert_close(latents, torch.full((5, 8), expected))
 
 
 def test_every_candidate_is_denoised_under_its_own_condition() -> None:
     # Given two tasks whose conditions say different numbers
-    of, _ = made()
     condition = Condition(torch.zeros(2, 3, 1), torch.tensor([[3.0], [7.0]]))
 
     def saying(z: Tensor, t: Tensor, c: Condition, keep: Tensor) -> Tensor:
@@ -54,16 +56,15 @@ def test_every_candidate_is_denoised_under_its_own_condition() -> None:
 
     # When both are sampled at once, with guidance, which doubles the batch
     noise = torch.zeros(2, 5, 8)
-    found = candidates.sample_latents(of, saying, condition, noise, replace(SAMPLING, guidance=2.0))
+    found = sample(candidates.guided(saying, condition, 2.0), noise, 4)
     # Then each has its own
     torch.testing.assert_close(found, torch.tensor([6.0, 14.0]).view(2, 1, 1).expand(2, 5, 8))
 
 
-def test_mean_and_scaled_candidates_are_made_of_the_samples() -> None:
+def test_the_mean_is_the_prediction_from_noise_and_the_scaled_ones_are_made_of_it() -> None:
     of, condition = made()
     found = candidates.diffusion(of, noisy, condition, 3, SAMPLING, quiet)
-    samples = [c.latents for c in found if c.origin == "diffusion"]
-    mean = torch.stack([z for z in samples if z is not None]).mean(0)
+    mean = candidates.draw_noise(of, 3, SAMPLING).mean(0)
     rest = {c.origin: c.latents for c in found if c.origin != "diffusion"}
     assert list(rest) == [s.origin for s in candidates.SCALES]
     for s in candidates.SCALES:

@@ -30,18 +30,20 @@ def test_cross_validation_judges_by_what_did_not_condition(spec: ArchitectureSpe
     assert evidence.images == 12
     assert set(evidence.loss) == {*(s.origin for s in scales(of)), "diffusion"}
     # Then the closed form's loss is that of two ridge heads, each asked about the images of the other
-    loss = torch.zeros(())
+    truth = torch.arange(3).repeat_interleave(2)
+    answers = []
     for fold in range(2):
         tested = torch.arange(4) % 2 == fold
         rows = of.ridge(task.trunk_features[:, :, ~tested], task.mask[:, :, ~tested])[0]
         asked = task.trunk_features[0][:, tested].flatten(0, 1)
-        truth = torch.arange(3).repeat_interleave(2)
-        loss = loss + F.cross_entropy(F.linear(asked, rows[:, :-1], rows[:, -1]), truth) / 2
-    assert evidence.loss["closed-form"] == pytest.approx(loss.item(), rel=1e-3)
+        answers.append(F.linear(asked, rows[:, :-1], rows[:, -1]))
+    expected = ranking.calibrated_loss(torch.cat(answers), truth.repeat(2))
+    assert evidence.loss["closed-form"] == pytest.approx(expected, rel=1e-3)
     # and the full difference's that of networks with the difference in them
     first = of.config.vae.latents
     latents = of.unscale(torch.ones(of.latent_shape(1, 3)))
-    trunks, loss = of.trunks(latents), torch.zeros(())
+    trunks = of.trunks(latents)
+    answers = []
     for fold in range(2):
         tested = torch.arange(4) % 2 == fold
         part = Support(
@@ -49,9 +51,9 @@ def test_cross_validation_judges_by_what_did_not_condition(spec: ArchitectureSpe
         )
         rows, base = of.rows(latents, trunks, part)
         torch.testing.assert_close(rows - base, of.vae.decode_row(latents[:, first:]))
-        logits = of.logits(trunks[0], rows[0], task.images[0][:, tested].flatten(0, 1))
-        loss = loss + F.cross_entropy(logits, torch.arange(3).repeat_interleave(2)) / 2
-    assert evidence.loss["mean"] == pytest.approx(loss.item(), rel=1e-3)
+        answers.append(of.logits(trunks[0], rows[0], task.images[0][:, tested].flatten(0, 1)))
+    expected = ranking.calibrated_loss(torch.cat(answers), truth.repeat(2))
+    assert evidence.loss["mean"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_cross_validation_does_not_see_padding() -> None:
@@ -102,10 +104,10 @@ def test_both_kinds_of_evidence_count_by_their_images(held_out: int, order: list
     assert ranking.rank(networks("mean", "closed-form"), scores(0.5, 1.0), evidence, held_out) == order
 
 
-def test_single_samples_count_as_their_mean_does() -> None:
-    evidence = Evidence({"mean": 2.0, "closed-form": 1.0}, 10)
-    found = ranking.rank(networks("diffusion", "closed-form", "mean"), scores(0, 0, 0), evidence, 0)
-    assert found == [1, 0, 2]
+def test_samples_of_one_kind_share_their_evidence_and_keep_their_order() -> None:
+    evidence = Evidence({"mean": 2.0, "closed-form": 1.0, "diffusion": 1.5}, 10)
+    found = ranking.rank(networks("mean", "diffusion", "diffusion", "closed-form"), scores(0, 0, 0, 0), evidence, 0)
+    assert found == [3, 1, 2, 0]
 
 
 def test_score_is_loss_and_accuracy() -> None:
@@ -116,8 +118,21 @@ def test_score_is_loss_and_accuracy() -> None:
     x = torch.eye(24)[[0, 1, 1, 0]]
     found = ranking.score(of, Candidate(None, "x", EMPTY, rows), x, torch.tensor([0, 1, 1, 1]))
     assert found.accuracy == 0.75
-    expected = F.cross_entropy(5 * torch.eye(2)[[0, 1, 1, 0]], torch.tensor([0, 1, 1, 1])).item()
-    assert found.loss == pytest.approx(expected)
+    # and the loss is that at the best temperature of the grid, whatever the head's own
+    logits, truth = 5 * torch.eye(2)[[0, 1, 1, 0]], torch.tensor([0, 1, 1, 1])
+    losses = [F.cross_entropy(logits * t, truth).item() for t in ranking.TEMPERATURES]
+    assert found.loss == pytest.approx(min(losses))
+    assert min(losses) < F.cross_entropy(logits, truth).item()
+
+
+def test_confidence_does_not_decide() -> None:
+    # Given a head that is right three times in four, and the same head twice as sure of itself
+    of = loom(HEAD)
+    rows = torch.zeros(2, 25)
+    rows[0, 0] = rows[1, 1] = 2.5
+    x, truth = torch.eye(24)[[0, 1, 1, 0]], torch.tensor([0, 1, 1, 1])
+    sure, plain = (ranking.score(of, Candidate(None, "x", EMPTY, c * rows), x, truth) for c in (2.0, 1.0))
+    assert sure.loss == pytest.approx(plain.loss)
 
 
 def test_baselines_are_those_of_a_user_without_a_generator() -> None:
