@@ -5,7 +5,7 @@ starting points.
 
 Every start gets the same AdamW, constant learning rate, batches and seeds; nothing depends on which epoch is read. The
 learning rate is one for all, chosen on validation classes of a training domain; the whole sweep is in the result file.
-Trainings run side by side in processes of one thread each: for a network of this size that is several times faster.
+Trainings run side by side in processes of one thread each, which for a network of this size is the faster way.
 `generated` is conditioned on 20 training images a class (the best ranked network that is not the closed form); so is
 `trunk probe`. Accuracy is on the test split, which nothing else reads.
 """

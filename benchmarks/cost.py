@@ -111,17 +111,17 @@ def main() -> None:
     parser.add_argument("--target", default="cnn-l")
     parser.add_argument("--shots", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1, help="of a request; one wastes least")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    generator = Generator.load(options.bundle)
+    generator = Generator.load(options.bundle, threads=options.threads)
     card = generator.bundle.manifest["card"]
     most = next(t for t in generator.targets() if t.id == options.target).max_classes
     problem = evalsets.draw(evalsets.digits(generator.runtime), min(10, most), options.shots, 0)
     stages = beforehand(card["stage_seconds"], options.target, recipes.load(options.recipe).threads)
-    threads = torch.get_num_threads()
     cost, needs = {}, {}
     for name, (what, stages_of) in per_request(generator, options.target, problem).items():
-        cost[name] = results.interval([threads * t for t in measure(what, options.repeats)])
+        cost[name] = results.interval([options.threads * t for t in measure(what, options.repeats)])
         needs[name] = sum(stages[s] for s in stages_of)
     ours = "generate, 8 candidates"
     needs[ours] = sum(stages.values())
@@ -143,7 +143,7 @@ def main() -> None:
         "target": options.target,
         "images": len(problem.y),
         "classes": problem.classes,
-        "threads": threads,
+        "threads": options.threads,
         "stages_core_seconds": stages,
         "core_hours_in_all": sum(stages.values()) / 3600,
         "gpu_minutes": 0,
