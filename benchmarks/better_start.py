@@ -129,7 +129,7 @@ def steps_per_epoch(images: int, batch: int) -> int:
 def accuracy(spec: ArchitectureSpec, weights: Weights, s: Whole) -> float:
     """Share of test images that a network gets right."""
     hits = 0
-    for x, y in zip(s.test_x.split(1000), s.test_y.split(1000), strict=True):
+    for x, y in zip(torch.split(s.test_x, 1000), torch.split(s.test_y, 1000), strict=True):
         logits = spec.forward(weights, spec.adapt(x.float() / 255).contiguous(memory_format=torch.channels_last))
         hits += int((logits.argmax(1) == y).sum())
     return hits / len(s.test_y)
@@ -146,11 +146,11 @@ def curve(
     found = {0: accuracy(spec, weights, s)}
     step = 0
     for _ in range(epochs):
-        for chosen in torch.randperm(len(s.y), generator=generator).split(batch):
+        for chosen in torch.split(torch.randperm(len(s.y), generator=generator), batch):
             x = spec.adapt(s.x[chosen].float() / 255).contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(spec.forward(weights, x), s.y[chosen])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             step += 1
             if step in wanted.values():

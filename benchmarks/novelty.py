@@ -12,6 +12,7 @@ from a bootstrap over sets.
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,25 +146,23 @@ def over_sets(
     return {"value": value, "low": float(low), "high": float(high), "sets": len(members), "n": len(names)}
 
 
-def summarise(rows: list[dict[str, object]], names: Sequence[str]) -> list[dict[str, object]]:
+def summarise(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
     """For each score its correlations with lead and accuracy, and how well it finds tasks where generating harms."""
     sets = [str(r["set"]) for r in rows]
-    lead, accuracy = (np.array([r[k] for r in rows], float) for k in ("lead", "accuracy"))
-    found = []
-    for name in names:
-        score = np.array([r["scores"][name] for r in rows], float)  # type: ignore[index]
-        found.append(
-            {
-                "score": name,
-                "spearman_with_lead": over_sets(sets, lambda i, s=score: spearman(s[i], lead[i])),
-                "spearman_with_accuracy": over_sets(sets, lambda i, s=score: spearman(s[i], accuracy[i])),
-                "auc_for_negative_lead": over_sets(sets, lambda i, s=score: auc(s[i], lead[i] < 0)),
-            }
-        )
-    return found
+    lead: Floats = np.array([r["lead"] for r in rows])
+    accuracy: Floats = np.array([r["accuracy"] for r in rows])
+
+    def judged(score: Floats) -> dict[str, Any]:
+        return {
+            "spearman_with_lead": over_sets(sets, lambda i: spearman(score[i], lead[i])),
+            "spearman_with_accuracy": over_sets(sets, lambda i: spearman(score[i], accuracy[i])),
+            "auc_for_negative_lead": over_sets(sets, lambda i: auc(score[i], lead[i] < 0)),
+        }
+
+    return [{"score": name, **judged(np.array([r["scores"][name] for r in rows], float))} for name in names]
 
 
-def task(generator: Generator, target: str, judges: dict[str, Score], p: evalsets.Problem) -> dict[str, object]:
+def task(generator: Generator, target: str, judges: dict[str, Score], p: evalsets.Problem) -> dict[str, Any]:
     """Scores, accuracy and lead of one task."""
     loom = generator.looms[target]
     options = GenerateOptions(target=target, seed=p.seed)
@@ -207,7 +206,7 @@ def main() -> None:
     if options.data:
         unseen.append(evalsets.stored(options.data / "cifar10", eyes))
     sets += unseen + [spoil(s, how, eyes) for s in unseen for how in SPOILT]
-    found: dict[str, list[dict[str, object]]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     by_target = []
     with torch.inference_mode():
         for target in options.targets:

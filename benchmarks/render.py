@@ -40,6 +40,12 @@ def digits(content: dict[str, Any]) -> str:
     return _table(["accuracy, %", *(f"{n} a class" for n in shots), f"seconds at {shots[-1]}"], rows)
 
 
+def _counted(cell: dict[str, Any], row: dict[str, Any]) -> str:
+    """A mean, with its number of tasks where it ran on fewer than the others."""
+    most = max(c["n"] for c in row.values())
+    return f"{100 * cell['mean']:.1f}" + (f" ({cell['n']})" if cell["n"] < most else "")
+
+
 def fewshot(content: dict[str, Any]) -> str:
     """One table a target: sets and shots in rows, arms in columns."""
     parts = []
@@ -47,7 +53,7 @@ def fewshot(content: dict[str, Any]) -> str:
         own = [r for r in content["rows"] if r["target"] == target]
         arms = [a for a in own[0]["arms"] if all(a in r["arms"] for r in own)]
         rows = [
-            [f"{r['set']}, {r['ways']}-way, {r['shots']}", *(f"{100 * r['arms'][a]['mean']:.1f}" for a in arms)]
+            [f"{r['set']}, {r['ways']}-way, {r['shots']}", *(_counted(r["arms"][a], r["arms"]) for a in arms)]
             for r in own
         ]
         parts.append(f"**{target}**\n\n" + _table(["set, ways, images a class", *arms], rows))
@@ -59,9 +65,11 @@ def seen_tasks(content: dict[str, Any]) -> str:
     settings = content["settings"]
     rows = [[n, _percent(c), f"{100 * c['share_of_zoo_mean']:.1f}"] for n, c in settings["summary"].items()]
     d = settings["distances"]
+    closed = d["closed_form_to_nearest_zoo_median"] / d["zoo_nearest_neighbour_median"]
     note = (
         f"\n{len(content['rows'])} tasks, {settings['shots']} images a class. Median distance from a generated network "
-        f"to its nearest zoo model: {d['ratio']:.2f} times the zoo's own median nearest-neighbour distance.\n"
+        f"to its nearest zoo model: {d['ratio']:.2f} times the zoo's own median nearest-neighbour distance "
+        f"(the closed form, which copies nothing: {closed:.2f}).\n"
     )
     return _table(["network", "test accuracy, %", "share of the zoo's mean, %"], rows) + note
 
@@ -112,7 +120,7 @@ def cost(content: dict[str, Any]) -> str:
     ]
     stages = ", ".join(f"{name} {seconds:,.0f}" for name, seconds in s["stages_core_seconds"].items())
     note = (
-        f"\n`{s['target']}`, {s['images']} images of {s['classes']} classes, {s['threads']} threads. Beforehand, by "
+        f"\n`{s['target']}`, {s['images']} images of {s['classes']} classes, threads: {s['threads']}. Beforehand, by "
         f"stage: {stages}; {s['core_hours_in_all']:.2f} core-hours and {s['gpu_minutes']} GPU-minutes in all.\n"
     )
     return _table(head, rows) + note

@@ -1,8 +1,8 @@
 """What a user would do instead of generating: every rival of the tables, given the same images.
 
 An arm takes a `Setting` (conditioning images, their features, a bundle's shared parts) and gives a classifier: a
-function from images and features to logits. Strengths and learning rates were chosen on validation tasks of training
-classes (docs/log.md).
+function from images and features to logits. Learning rates were chosen on validation
+classes (docs/log.md, 10), strengths by the samples.
 """
 
 import warnings
