@@ -9,12 +9,14 @@ answer`: what `POST /generate` gives with its defaults. Rivals get all images. D
 """
 
 import argparse
+import json
 import multiprocessing as mp
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,8 +77,9 @@ def rivals(
     s = arms.Setting(p.x, p.y, p.features, p.classes, p.seed)
     found: dict[str, Callable[[], arms.Predict]] = {
         "nearest class mean": lambda: arms.nearest_class_mean(s),
-        "logistic probe": lambda: arms.logistic_probe(s),
     }
+    if hundred or not generator.looms[target].spec.trunk:  # dear, and of another class than a whole network
+        found["logistic probe"] = lambda: arms.logistic_probe(s)
     loom = generator.looms[target]
     if not loom.spec.trunk:
         return found
@@ -145,7 +148,7 @@ class Plan:
     thousand: int
 
 
-def row(generator: Generator, s: EvalSet, plan: Plan) -> dict[str, object]:
+def row(generator: Generator, s: EvalSet, plan: Plan) -> dict[str, Any]:
     """All arms of one row."""
     accuracy: dict[str, list[float]] = defaultdict(list)
     seconds: dict[str, list[float]] = defaultdict(list)
@@ -169,6 +172,7 @@ def row(generator: Generator, s: EvalSet, plan: Plan) -> dict[str, object]:
     ours, answer = np.array(accuracy["generated alone, best of 8"]), np.array(accuracy["service's answer"])
     return {
         "set": s.name,
+        "number": plan.number,
         "target": plan.target,
         "ways": min(plan.ways, len(s.train)),
         "shots": plan.shots,
@@ -196,7 +200,13 @@ def _start(bundle: Path, recipe_name: str, run: Path, data: Path, threads: int) 
     _sets += [evalsets.stored(data / "cifar10", _generator.runtime), evalsets.digits(_generator.runtime)]
 
 
-def _row(plan: Plan) -> dict[str, object]:
+def _finished(out: Path | None, bundle: str) -> list[dict[str, Any]]:
+    """Rows of an interrupted run on the same bundle."""
+    content = json.loads(out.read_text()) if out and out.exists() else {}
+    return list(content["rows"]) if content.get("bundle") == bundle else []
+
+
+def _row(plan: Plan) -> dict[str, Any]:
     return row(_generator, _sets[plan.number], plan)
 
 
@@ -221,11 +231,14 @@ def main() -> None:
     ]
     bundle = Bundle.open(options.bundle)
     arguments = (options.bundle, options.recipe, options.run, options.data, 1)
-    found: list[dict[str, object]] = []
+    found = _finished(options.out, bundle.id)
+    done = {(r["target"], r["number"], r["shots"]) for r in found}
+    plans = [p for p in plans if (p.target, p.number, p.shots) not in done]
     with mp.get_context("spawn").Pool(options.processes, initializer=_start, initargs=arguments) as pool:
         for one in tqdm(pool.imap(_row, plans, chunksize=1), total=len(plans)):
             found.append(one)
-            figures = {k: round(100 * v["mean"], 1) for k, v in one["arms"].items()}  # type: ignore[attr-defined]
+            found.sort(key=lambda r: (options.targets.index(r["target"]), r["number"], r["shots"]))
+            figures = {k: round(100 * v["mean"], 1) for k, v in one["arms"].items()}
             print(one["target"], one["set"], one["ways"], "ways", one["shots"], "shots", figures, flush=True)
             if options.out:
                 settings = {k: getattr(options, k) for k in ("tasks", "hundred", "thousand")}

@@ -129,8 +129,8 @@ class Generator:
         clock = _Clock()
         w = self.weave(images, labels, options, report, clock)
         if options.refine_steps:
-            networks = [self._refine(w, n, options.refine_steps, report) for n in w.networks]
-            w = replace(w, networks=networks)
+            refined = [self._refine(w, n, options.refine_steps, report) for n in w.networks]
+            w = replace(w, networks=[*refined, *w.networks])
         report("rank", 0, 1)
         ranking = self.rank(w)
         models = tuple(
@@ -165,7 +165,7 @@ class Generator:
             index, truth = flatten_split(w.split.holdout if on_holdout else w.split.conditioning)
             scores = [ranks.score(w.loom, n, w.adapted[index], truth) for n in w.networks]
             evidence = ranks.Evidence({}, 0)
-            if w.options.method == "diffusion":
+            if w.options.method == "diffusion" and not w.options.refine_steps:  # nothing refined was cross-validated
                 sampling = self._sampling(w.options)
                 evidence = ranks.cross_validate(w.loom, self._denoise(w.options.target), w.support, sampling)
             order = ranks.rank(w.networks, scores, evidence, len(index) if on_holdout else 0)
@@ -259,7 +259,7 @@ class Generator:
             optimizer.zero_grad()
             F.cross_entropy(w.loom.logits(trunk, rows, x), truth).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-        return Candidate(network.latents, network.origin, trunk.detach(), rows.detach())
+        return Candidate(network.latents, f"{network.origin}-refined", trunk.detach(), rows.detach())
 
 
 @dataclass(frozen=True)

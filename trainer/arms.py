@@ -43,7 +43,7 @@ def logistic(features: Tensor, y: Tensor, classes: int, seed: int = 0) -> tuple[
     """
     factor = features.std().clamp(min=1e-6).item() * features.shape[1] ** 0.5
     x, labels = (features / factor).double().numpy(), y.numpy()
-    folds = min(5, int(np.bincount(labels, minlength=classes).min()))
+    folds = min(3, int(np.bincount(labels, minlength=classes).min()))
     best = 10.0
     if folds > 1:
         splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, labels))

@@ -40,7 +40,7 @@ def fit(
     save_every: int = 500,
     clip: float = 1.0,
 ) -> float:
-    """Train `modules` for `recipe.steps` AdamW steps; returns the seconds that this call took.
+    """Train `modules` for `recipe.steps` AdamW steps; returns the seconds that they took, interrupted runs included.
 
     `step(i, generator)` gives the loss and figures to log. Everything trainable and everything to resume lives in
     `modules` (averages of weights included) and in the generator; `after(i)` runs behind every update. Parameters
@@ -60,13 +60,13 @@ def fit(
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
     generator = Generator().manual_seed(seed)
     checkpoint = folder / "checkpoint.pt"
-    first = 0
+    first, before = 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         modules.load_state_dict(saved["modules"])
         optimizer.load_state_dict(saved["optimizer"])
         generator.set_state(saved["generator"])
-        first = saved["step"]
+        first, before = saved["step"], saved["seconds"]
     started = time.perf_counter()
     with SummaryWriter(str(folder / "tensorboard")) as writer:
         bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc=folder.name, mininterval=5)
@@ -88,18 +88,24 @@ def fit(
                     writer.add_scalar(f"{folder.name}/{name}", value, i)
                 bar.set_postfix({k: f"{v:.3g}" for k, v in figures.items()})
             if (i + 1) % save_every == 0 or i == recipe.steps - 1:
-                _save(checkpoint, modules, optimizer, generator, i + 1)
-    return time.perf_counter() - started
+                _save(checkpoint, modules, optimizer, generator, i + 1, before + time.perf_counter() - started)
+    return float(before + time.perf_counter() - started)
 
 
 def _save(
-    path: Path, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, generator: Generator, step: int
+    path: Path,
+    modules: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    generator: Generator,
+    step: int,
+    seconds: float,
 ) -> None:
     state = {
         "modules": modules.state_dict(),
         "optimizer": optimizer.state_dict(),
         "generator": generator.get_state(),
         "step": step,
+        "seconds": seconds,
     }
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)

@@ -188,7 +188,7 @@ def loss_on(generator: Generator, sent: tuple[Images, list[str]], options: Gener
 def test_refinement_fits_the_samples_better(generator: Generator) -> None:
     sent = letters("ABC", 6)
     before = loss_on(generator, sent, CNN, "mean")
-    assert loss_on(generator, sent, replace(CNN, refine_steps=10), "mean") < before
+    assert loss_on(generator, sent, replace(CNN, refine_steps=10), "mean-refined") < before
 
 
 def test_refinement_can_be_canceled_and_repeats(generator: Generator) -> None:
