@@ -33,7 +33,8 @@ def fewshot() -> dict[str, Any]:
 def seen_tasks() -> dict[str, Any]:
     lists = {"generated_to_nearest_zoo": [1.0, 2.0], "zoo_nearest_neighbour": [1.5, 2.5]}
     summary = {"zoo model": {**cell(0.7), "share_of_zoo_mean": 1.0}}
-    return content("seen_tasks", [{}], shots=50, summary=summary, distances={"ratio": 0.75, **lists})
+    medians = {"zoo_nearest_neighbour_median": 2.0, "closed_form_to_nearest_zoo_median": 3.0}
+    return content("seen_tasks", [{}], shots=50, summary=summary, distances={"ratio": 0.75, **medians, **lists})
 
 
 def novelty() -> dict[str, Any]:
