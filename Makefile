@@ -27,6 +27,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/loomweight bundle verify bundles/starter
+	$(BIN)/python -m benchmarks.render --check
 
 # The result files behind the README; DATA is a folder of image sets in the Hugging Face layout, RUN the bundle's training run.
 RUN ?= runs/starter
