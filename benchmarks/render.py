@@ -53,10 +53,14 @@ def fewshot(content: dict[str, Any]) -> str:
         own = [r for r in content["rows"] if r["target"] == target]
         arms = [a for a in own[0]["arms"] if all(a in r["arms"] for r in own)]
         rows = [
-            [f"{r['set']}, {r['ways']}-way, {r['shots']}", *(_counted(r["arms"][a], r["arms"]) for a in arms)]
+            [
+                f"{r['set']}, {r['ways']}-way, {r['shots']}",
+                str(max(c["n"] for c in r["arms"].values())),
+                *(_counted(r["arms"][a], r["arms"]) for a in arms),
+            ]
             for r in own
         ]
-        parts.append(f"**{target}**\n\n" + _table(["set, ways, images a class", *arms], rows))
+        parts.append(f"**{target}**\n\n" + _table(["set, ways, images a class", "tasks", *arms], rows))
     return "\n".join(parts)
 
 

@@ -32,13 +32,19 @@ def cpu() -> str:
     return f"{names[0]} x {len(names)}" if names else platform.processor()
 
 
+def _arguments() -> list[str]:
+    """The command's arguments; where the data lie on this machine is nobody else's business."""
+    given = sys.argv[1:]
+    return ["DIR" if before == "--data" else a for before, a in zip(["", *given], given, strict=False)]
+
+
 def write(path: Path, table: str, bundle: str | None, rows: Any, **settings: Any) -> None:
     """Write a result file; the command stands in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     module = getattr(sys.modules["__main__"].__spec__, "name", "") if sys.modules["__main__"].__spec__ else sys.argv[0]
     content = {
         "table": table,
-        "command": f"python -m {module} {' '.join(sys.argv[1:])}".strip(),
+        "command": f"python -m {module} {' '.join(_arguments())}".strip(),
         "bundle": bundle,
         "software": __version__,
         "python": platform.python_version(),
