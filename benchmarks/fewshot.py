@@ -236,7 +236,7 @@ def main() -> None:
     plans = [p for p in plans if (p.target, p.number, p.shots) not in done]
     with mp.get_context("spawn").Pool(options.processes, initializer=_start, initargs=arguments) as pool:
         for one in tqdm(pool.imap(_row, plans, chunksize=1), total=len(plans)):
-            found.append(one)
+            found.append({**one, "command": results.command()})  # an interrupted table is finished by other commands
             found.sort(key=lambda r: (options.targets.index(r["target"]), r["number"], r["shots"]))
             figures = {k: round(100 * v["mean"], 1) for k, v in one["arms"].items()}
             print(one["target"], one["set"], one["ways"], "ways", one["shots"], "shots", figures, flush=True)

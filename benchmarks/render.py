@@ -28,7 +28,9 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _source(content: dict[str, Any], name: str) -> str:
     file = f"docs/results/{name}.json"
-    return f"\n<sub>`{content['command']}` → [{file}]({file}), bundle `{content['bundle']}`</sub>\n"
+    own = [r["command"] for r in content["rows"] if isinstance(r, dict) and "command" in r]
+    commands = "`, then `".join(dict.fromkeys(own or [content["command"]]))
+    return f"\n<sub>`{commands}` → [{file}]({file}), bundle `{content['bundle']}`</sub>\n"
 
 
 def digits(content: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,22 @@ def cpu() -> str:
 def _arguments() -> list[str]:
     """The command's arguments; where the data lie on this machine is nobody else's business."""
     given = sys.argv[1:]
-    return ["DIR" if before == "--data" else a for before, a in zip(["", *given], given, strict=False)]
+    return ["DIR" if before == "--data" else a for before, a in pairwise(["", *given])]
+
+
+def command() -> str:
+    """The command that is running, as somebody else would type it."""
+    spec = sys.modules["__main__"].__spec__
+    module = getattr(spec, "name", "") if spec else sys.argv[0]
+    return f"python -m {module} {' '.join(_arguments())}".strip()
 
 
 def write(path: Path, table: str, bundle: str | None, rows: Any, **settings: Any) -> None:
     """Write a result file; the command stands in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    module = getattr(sys.modules["__main__"].__spec__, "name", "") if sys.modules["__main__"].__spec__ else sys.argv[0]
     content = {
         "table": table,
-        "command": f"python -m {module} {' '.join(_arguments())}".strip(),
+        "command": command(),
         "bundle": bundle,
         "software": __version__,
         "python": platform.python_version(),
