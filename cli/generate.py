@@ -15,6 +15,8 @@ from cli.client import ClientError, Job, LoomweightClient
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 
+_MEASURED = {"holdout": "on held-out samples", "cross-validation": "in cross-validation over the samples"}
+
 
 class EmptyFolder(Exception):
     """The folder holds no `class/image` files."""
@@ -86,11 +88,10 @@ def _report(job: Job, weights: Path, onnx: Path | None, console: Console) -> Non
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     result = job["result"]
     best = result["models"][0]
-    accuracy = best["holdout_accuracy"]
+    accuracy, how = best["holdout_accuracy"], _MEASURED.get(result["ranked_on"])
     say(f"model     {best['id']}  (seed {result['seed']}, bundle {result['bundle']})")
     say(f"classes   {', '.join(result['classes'])}")
-    held_out = "not measured: no samples were held out" if accuracy is None else f"{accuracy:.1%} on held-out samples"
-    say(f"accuracy  {held_out}")
+    say(f"accuracy  {'not measured: no samples were left out' if accuracy is None else f'{accuracy:.1%} {how}'}")
     for name, value in sorted(result["baselines"].items()):
         say(f"baseline  {value:.1%} {name}")
     if warning := result["novelty"]["warning"]:

@@ -89,10 +89,16 @@ def up(host: str, port: int, data: Path, bundle: Path | None) -> None:
 @click.option("--token", envvar="LOOMWEIGHT_TOKEN", help="Sent as a bearer token.")
 @click.option("--bundle", type=_FOLDER, help="For the private service.  [default: the configured one]")
 @click.option("--target", help="Architecture to fill with weights.  [default: the bundle's]")
-@click.option("--method", type=click.Choice(["diffusion", "kde", "retrieve"]), help="[default: diffusion]")
-@click.option("--candidates", type=int, help="Weight sets sampled and ranked.  [default: 8]")
+@click.option(
+    "--method",
+    type=click.Choice(["conditional-mean", "diffusion", "kde", "retrieve"]),
+    help="[default: conditional-mean]",
+)
+@click.option("--candidates", type=int, help="Weight sets made and ranked, at most.  [default: 8]")
 @click.option("--keep", type=int, help="How many of them the service stores.  [default: 1]")
-@click.option("--holdout", type=float, help="Share of the samples that only ranks.  [default: 0.2]")
+@click.option(
+    "--holdout", type=float, help="Share of the samples that only ranks.  [default: none, cross-validation ranks]"
+)
 @click.option("--steps", type=int, help="Denoising steps.  [default: the bundle's]")
 @click.option("--guidance", type=float, help="Strength of the condition.  [default: the bundle's]")
 @click.option("--temperature", type=float, help="Scale of the sampling noise.  [default: the bundle's]")

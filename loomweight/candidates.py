@@ -1,7 +1,7 @@
 """Candidates: where weight sets come from, and how they become networks."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,35 +11,58 @@ from torch import Generator, Tensor
 from loomweight.bundle import Zoo
 from loomweight.denoiser import Condition
 from loomweight.diffusion import Progress, sample
-from loomweight.loom import Loom, Support
+from loomweight.loom import Loom, Support, class_means
+
+MEAN = "conditional-mean"
+"""The method without sampling: the denoiser's one prediction from nothing, and shares of it."""
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How much of the generated difference a candidate takes: of the trunk's, and of the head rows'."""
+class Kind:
+    """One way to make latents: shares of the conditional mean's difference (trunk, head rows), or a sample."""
 
     origin: str
-    trunk: float
-    rows: float
+    trunk: float = 1
+    rows: float = 1
+    draw: int | None = None  # number of the sample; None: the conditional mean
+    ridge: float = 1  # share of ridge in the closed form beside the nearest mean
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing of it is generated."""
+        return self.trunk == self.rows == 0
 
 
+CLOSED_FORM = Kind("closed-form", 0, 0)
 SCALES = (
-    Scale("mean", 1, 1),
-    Scale("mean-half-rows", 1, 0.5),
-    Scale("mean-trunk", 1, 0),
-    Scale("mean-half", 0.5, 0.5),
-    Scale("mean-half-trunk", 0.5, 0),
-    Scale("mean-quarter", 0.25, 0.25),
-    Scale("closed-form", 0, 0),
+    Kind("mean", 1, 1),
+    Kind("mean-half-rows", 1, 0.5),
+    Kind("mean-trunk", 1, 0),
+    Kind("mean-half", 0.5, 0.5),
+    Kind("mean-half-trunk", 0.5, 0),
+    CLOSED_FORM,
 )
 """The conditional mean in full, and shrunken: far from training tasks less is more; nothing is the closed form."""
+HEAD_SCALES = (
+    Kind("mean"),
+    Kind("mean-half", rows=0.5),
+    Kind("mean-half-nearest", rows=0.5, ridge=0),
+    CLOSED_FORM,
+    Kind("nearest-mean", 0, 0, ridge=0),
+)
+"""The same without a trunk. On good features the nearest mean alone can be better than with ridge beside it."""
 
 
-def scales(loom: Loom) -> tuple[Scale, ...]:
-    """Those that differ for this target: without a trunk only the rows' share counts."""
-    if loom.spec.trunk:
-        return SCALES
-    return tuple({s.rows: s for s in SCALES if s.rows or s.origin == "closed-form"}.values())
+def kinds(loom: Loom, method: str, candidates: int, prior: str) -> list[Kind]:
+    """What a request weaves: closed forms always, `prior` first (best on average where nothing can rank).
+
+    Of the conditional mean at most `candidates` shares; samples, so many, come behind all of them.
+    """
+    shares = sorted(SCALES if loom.spec.trunk else HEAD_SCALES, key=lambda k: k.origin != prior)
+    if method != MEAN:
+        return shares + [Kind("diffusion", draw=i) for i in range(candidates)]
+    mean = [k for k in shares if not k.closed][:candidates]
+    return [k for k in shares if k.closed or k in mean]
 
 
 Denoise = Callable[[Tensor, Tensor, Condition, Tensor], Tensor]
@@ -54,6 +77,7 @@ class Candidate:
     origin: str
     trunk: Tensor
     rows: Tensor
+    ridge: float = 1  # see `Kind`
 
 
 @dataclass(frozen=True)
@@ -67,10 +91,10 @@ class Sampling:
     seed: int
 
 
-def pending(latents: Tensor, origin: str) -> Candidate:
+def pending(latents: Tensor, kind: Kind) -> Candidate:
     """A candidate that is latents so far."""
     empty = latents.new_zeros(0)
-    return Candidate(latents, origin, empty, empty)
+    return Candidate(latents, kind.origin, empty, empty, kind.ridge)
 
 
 def guided(denoise: Denoise, condition: Condition, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -98,39 +122,32 @@ def draw_noise(loom: Loom, classes: int, sampling: Sampling) -> Tensor:
     )
 
 
-def diffusion(
-    loom: Loom,
-    denoise: Denoise,
-    condition: Condition,
-    classes: int,
-    sampling: Sampling,
-    progress: Progress,
-    *,
-    prior: str = "mean",
-) -> list[Candidate]:
-    """The conditional mean, shrunken versions of it down to the closed form, and samples.
-
-    The mean is the prediction from pure noise. `prior` comes first: best on average where nothing can rank.
-    """
-    noise = draw_noise(loom, classes, sampling)
-    expanded = Condition(condition.classwise.expand(len(noise), -1, -1), condition.overall.expand(len(noise), -1))
-    predict = guided(denoise, expanded, sampling.guidance)
-    mean = loom.unscale(predict(noise, torch.ones(len(noise)))).mean(0)
-    samples = loom.unscale(sample(predict, noise, sampling.steps, progress=progress))
-    shrunken = [pending(shrink(loom, mean, s), s.origin) for s in scales(loom)]
-    first = [c for c in shrunken if c.origin == prior]
-    return [*first, *(c for c in shrunken if c.origin != prior), *(pending(z, "diffusion") for z in samples)]
+def weave(
+    loom: Loom, denoise: Denoise, condition: Condition, kinds: list[Kind], sampling: Sampling, progress: Progress
+) -> Tensor:
+    """Latents (b, kinds, latents + classes, dim) under each of b conditions, from the same noise under all of them."""
+    batch, classes = condition.classwise.shape[:2]
+    nothing = torch.zeros(loom.latent_shape(batch, classes))
+    mean = loom.unscale(guided(denoise, condition, sampling.guidance)(nothing, torch.ones(batch)))
+    draws = sum(k.draw is not None for k in kinds)
+    samples = mean.new_zeros(batch, 0, *mean.shape[1:])
+    if draws:
+        noise = draw_noise(loom, classes, sampling)[:draws].repeat(batch, 1, 1)
+        each = Condition(*(c.repeat_interleave(draws, 0) for c in (condition.classwise, condition.overall)))
+        drawn = sample(guided(denoise, each, sampling.guidance), noise, sampling.steps, progress=progress)
+        samples = torch.unflatten(loom.unscale(drawn), 0, (batch, draws))
+    return torch.stack([shrink(loom, mean, k) if k.draw is None else samples[:, k.draw] for k in kinds], 1)
 
 
-def shrink(loom: Loom, latents: Tensor, scale: Scale) -> Tensor:
+def shrink(loom: Loom, latents: Tensor, kind: Kind) -> Tensor:
     """Latents (..., latents + classes, dim) with their global and class tokens scaled."""
     first = loom.config.vae.latents
-    return torch.cat((scale.trunk * latents[..., :first, :], scale.rows * latents[..., first:, :]), -2)
+    return torch.cat((kind.trunk * latents[..., :first, :], kind.rows * latents[..., first:, :]), -2)
 
 
 def _nearest(loom: Loom, support: Support, zoo: Zoo, classes: int, count: int) -> Tensor:
     """Zoo models with enough classes, nearest by dataset code first."""
-    _, code = loom.set_encoder(support.features, support.mask)
+    _, code = loom.set_encoder(*loom.looked_at(support))
     distance = 1 - F.cosine_similarity(code, zoo.set_codes)
     distance = distance.masked_fill(zoo.tensors["class_counts"] < classes, torch.inf)
     order = distance.argsort()
@@ -139,8 +156,7 @@ def _nearest(loom: Loom, support: Support, zoo: Zoo, classes: int, count: int) -
 
 def retrieve(loom: Loom, support: Support, zoo: Zoo, sampling: Sampling) -> list[Candidate]:
     """The zoo models nearest by dataset code as they are, their head rows matched to the request's classes."""
-    weight = (support.mask / support.mask.sum(-1, keepdim=True))[0, ..., None]
-    means = (weight * support.features[0]).sum(1)  # (k, D)
+    means = class_means(*loom.looked_at(support))[0]  # (k, D)
     found = []
     for i in _nearest(loom, support, zoo, support.classes, sampling.candidates).tolist():
         own = (zoo.tensors["row_models"] == i).nonzero().squeeze(1)
@@ -166,7 +182,7 @@ def kde(
         anchor = torch.randint(len(prompts), (prompts.shape[1],), generator=generator)
         drawn = prompts[anchor, torch.arange(prompts.shape[1])]
         drawn = drawn + width * torch.randn(drawn.shape, generator=generator)
-        found.append(pending(torch.cat((drawn, classes)), "kde"))
+        found.append(pending(torch.cat((drawn, classes)), Kind("kde")))
     return found
 
 
@@ -176,5 +192,5 @@ def decode(loom: Loom, candidate: Candidate, support: Support) -> Candidate:
         return candidate
     latents = candidate.latents[None]
     trunk = loom.trunks(latents)
-    rows, _ = loom.rows(latents, trunk, support)
-    return Candidate(candidate.latents, candidate.origin, trunk[0], rows[0])
+    rows, _ = loom.rows(latents, trunk, support, ridge_share=candidate.ridge)
+    return replace(candidate, trunk=trunk[0], rows=rows[0])

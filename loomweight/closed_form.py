@@ -1,8 +1,8 @@
 """Classifiers in closed form: where every generated network starts from.
 
-Ridge regression of one-hot labels on features, its strength and its logit scale learned as functions of the number of
-images (as in R2-D2, Bertinetto et al. 2019), written back as the head of a network. A generator that adds nothing is
-this model.
+Ridge regression of one-hot labels on features (as in R2-D2, Bertinetto et al. 2019) and nearest class means (Snell et
+al. 2017), mixed in shares that are learned as functions of the numbers of images and classes, written back as the head
+of a network. A generator that adds nothing is this model.
 
 Sets of images come as (..., classes, images, d) with a mask (..., classes, images), True where an image is real.
 """
@@ -36,21 +36,46 @@ def ridge(features: Tensor, mask: Tensor, strength: Tensor | float) -> tuple[Ten
     return solution.transpose(-1, -2), bias
 
 
-class RidgeHead(nn.Module):
-    """Ridge regression with learned strength and logit scale; gives head rows, bias last."""
+def nearest_mean(features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Nearest class mean as a linear classifier: features (..., k, m, d) -> weight (..., k, d), bias (..., k).
+
+    Logits are minus half the squared distances to the class means over the features' mean square about their centre,
+    up to a part that all classes share; so they do not depend on the features' scale.
+    """
+    weight = (mask.to(features.dtype) / mask.sum(-1, keepdim=True))[..., None]  # (..., k, m, 1)
+    means = (weight * features).sum(-2)  # (..., k, d)
+    centre = means.mean(-2, keepdim=True)
+    spread = (weight * (features - centre[..., None, :]).square()).sum((-3, -2, -1)) / mask.shape[-2] + 1e-8
+    about = (means - centre) / spread[..., None, None]
+    bias = -(about * centre).sum(-1) - 0.5 * (about * (means - centre)).sum(-1)
+    return about, bias - bias.mean(-1, keepdim=True)
+
+
+class ClosedForm(nn.Module):
+    """Ridge regression plus nearest class mean, their shares and ridge's strength learned; gives head rows, bias last.
+
+    Neither wins everywhere: means are hard to beat on good features and few images, ridge uses many.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         # log strength = a + b log(images a class)
         self.strength = nn.Parameter(torch.tensor([0.0, -0.5]))
-        # log scale = a + b log(images a class) + c log(classes)
+        # log share = a + b log(images a class) + c log(classes), of ridge and of the nearest mean
         self.scale = nn.Parameter(torch.tensor([2.0, 0.0, 0.0]))
+        self.nearest = nn.Parameter(torch.tensor([0.0, 0.0, 0.0]))
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
-        """features (b, k, m, d), mask (b, k, m) -> rows (b, k, d + 1)."""
+    def forward(self, features: Tensor, mask: Tensor, *, ridge_share: float = 1.0) -> Tensor:
+        """features (b, k, m, d), mask (b, k, m) -> rows (b, k, d + 1); `ridge_share` 0 leaves the nearest mean."""
         shots = mask.sum((-2, -1)).div(mask.shape[-2]).log()  # (b,)
         strength = (self.strength[0] + self.strength[1] * shots).exp()
-        classes = torch.tensor(float(mask.shape[-2])).log()
-        scale = (self.scale[0] + self.scale[1] * shots + self.scale[2] * classes).exp()
-        weight, bias = ridge(features, mask, strength)
-        return scale[:, None, None] * torch.cat((weight, bias[..., None]), -1)
+        known = torch.stack((torch.ones_like(shots), shots, torch.full_like(shots, mask.shape[-2]).log()), -1)
+
+        def scaled(share: Tensor, solution: tuple[Tensor, Tensor]) -> Tensor:
+            weight, bias = solution
+            return (known @ share.to(known.dtype)).exp()[:, None, None] * torch.cat((weight, bias[..., None]), -1)
+
+        rows = scaled(self.nearest, nearest_mean(features, mask))
+        if ridge_share:
+            rows = ridge_share * scaled(self.scale, ridge(features, mask, strength)) + rows
+        return rows

@@ -1,10 +1,10 @@
 """From samples to ranked checkpoints: the whole path, for one request, on a loaded bundle."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,36 +15,48 @@ from torch import Tensor
 from loomweight import candidates as weave
 from loomweight import ranking as ranks
 from loomweight.bundle import Bundle, TargetInfo
-from loomweight.candidates import Candidate, Denoise, Sampling
+from loomweight.candidates import MEAN, Candidate, Denoise, Sampling
 from loomweight.denoiser import Condition
 from loomweight.errors import Canceled, InvalidRequest
-from loomweight.loom import Loom, Support
-from loomweight.ranking import Score
+from loomweight.loom import LOOKED_AT, Loom, Support
+from loomweight.novelty import Novelty
+from loomweight.ranking import Evidence
 from loomweight.runtime import Runtime, open_runtime
+from loomweight.splits import Split, flatten_split, split_samples
 from loomweight.weight_vae import join
 
-METHODS = ("diffusion", "kde", "retrieve")
-MAX_CONDITIONING = 400
-"""Images that condition at most; more of a class are left out by the seed, and rank instead."""
+METHODS = (MEAN, "diffusion", "kde", "retrieve")
+HOLDOUT = 0.2
+"""Share of the samples that ranks where cross-validation cannot: zoo models, and networks trained on the samples."""
 
 Array = NDArray[np.float32]
+RankedOn = Literal["holdout", "cross-validation", "conditioning"]
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """A request's options; None takes the bundle's default."""
+    """A request's options; None takes the bundle's default.
+
+    `holdout` None ranks by cross-validation and gives networks made from all samples (what cannot be cross-validated
+    holds out `HOLDOUT`); a number is the share that never conditions and only ranks.
+    """
 
     target: str
     seed: int
-    method: str = "diffusion"
+    method: str = MEAN
     candidates: int = 8
     keep: int = 1
-    holdout: float = 0.2
+    holdout: float | None = None
     steps: int | None = None
     guidance: float | None = None
     temperature: float | None = None
     refine_steps: int = 0
+
+    @property
+    def cross_validated(self) -> bool:
+        """Whether each way to make a network can be made again without some of the samples."""
+        return self.method in (MEAN, "diffusion") and not self.refine_steps
 
 
 @dataclass(frozen=True)
@@ -68,20 +80,49 @@ class GenerationResult:
     seed: int
     method: str
     bundle: str
-    ranked_on: str
+    ranked_on: RankedOn
     n_holdout: int
     baselines: dict[str, float]
     novelty: dict[str, float | str | None]
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Split:
-    """Images by role: for each class the indices that condition and those that rank."""
+@dataclass
+class Weaving:
+    """A request's candidates before they are ranked: woven ones are latents so far, borrowed ones weights."""
 
-    classes: tuple[str, ...]
-    conditioning: list[NDArray[np.int64]]
-    holdout: list[NDArray[np.int64]]
+    options: GenerateOptions
+    loom: Loom
+    split: Split
+    support: Support
+    adapted: Tensor  # (n, c, h, w): all images as the target takes them; for a head their features
+    features: Tensor  # (n, dim); of images that the encoder did not look at, zeros
+    candidates: list[Candidate]
+    cross_validated: Evidence | None
+
+    def network(self, i: int) -> Candidate:
+        """Candidate number i with its weights."""
+        if not self.candidates[i].rows.numel():
+            with torch.inference_mode():
+                self.candidates[i] = weave.decode(self.loom, self.candidates[i], self.support)
+        return self.candidates[i]
+
+    def networks(self) -> list[Candidate]:
+        """All candidates with their weights."""
+        return [self.network(i) for i in range(len(self.candidates))]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Candidates in order, best first, and what judged them."""
+
+    order: list[int]
+    ranked_on: RankedOn
+    evidence: Evidence | None  # of the kind that `ranked_on` names; None where nothing but conditioning samples judged
+
+    def accuracy(self, i: int) -> float | None:
+        """Accuracy of a candidate on images that did not condition it, where there were any."""
+        return self.evidence.accuracy[i] if self.evidence else None
 
 
 class Generator:
@@ -91,6 +132,7 @@ class Generator:
         self.bundle, self.runtime = bundle, runtime
         self.looms = {t.id: bundle.loom(t.id) for t in bundle.targets}
         self.zoos = {t.id: bundle.zoo(t.id) for t in bundle.targets}
+        self.novelties = {name: Novelty(zoo) for name, zoo in self.zoos.items()}
 
     @classmethod
     def load(
@@ -129,47 +171,30 @@ class Generator:
         clock = _Clock()
         w = self.weave(images, labels, options, report, clock)
         if options.refine_steps:
-            refined = [self._refine(w, n, options.refine_steps, report) for n in w.networks]
-            w = replace(w, networks=[*refined, *w.networks])
+            w.candidates += [_refine(w, n, options.refine_steps, report) for n in w.networks()]
+            clock.lap("refine")
         report("rank", 0, 1)
         ranking = self.rank(w)
+        novelty = self.novelties[options.target].score(w.loom, w.support)
+        clock.lap("rank")
+        report("decode_weights", 0, 1)
         models = tuple(
-            _model(w.loom, w.networks[i], w.split.classes, place, ranking.accuracy(i))
+            _model(w.loom, w.network(i), w.split.classes, place, ranking.accuracy(i))
             for place, i in enumerate(ranking.order[: options.keep])
         )
-        with torch.inference_mode():
-            seen = self.zoos[options.target]
-            novelty = ranks.novelty(w.loom, w.support, seen)
-            asked = ranking.index
-            baselines = {}
-            if ranking.on_holdout:
-                baselines = ranks.baselines(w.loom, w.support, w.features[asked], w.adapted[asked], ranking.truth)
-        clock.lap("rank")
+        clock.lap("decode_weights")
         return GenerationResult(
             models,
             w.split.classes,
             options.seed,
             options.method,
             self.bundle.id,
-            "holdout" if ranking.on_holdout else "conditioning",
-            len(ranking.index) if ranking.on_holdout else 0,
-            baselines,
+            ranking.ranked_on,
+            ranking.evidence.images if ranking.evidence else 0,
+            ranking.evidence.baselines if ranking.evidence else {},
             novelty,
             clock.times,
         )
-
-    def rank(self, w: "Weaving") -> "Ranking":
-        """Order the candidates of a request by held-out and cross-validated likelihood."""
-        with torch.inference_mode():
-            on_holdout = any(len(h) for h in w.split.holdout)
-            index, truth = flatten_split(w.split.holdout if on_holdout else w.split.conditioning)
-            scores = [ranks.score(w.loom, n, w.adapted[index], truth) for n in w.networks]
-            evidence = ranks.Evidence({}, 0)
-            if w.options.method == "diffusion" and not w.options.refine_steps:  # nothing refined was cross-validated
-                sampling = self._sampling(w.options)
-                evidence = ranks.cross_validate(w.loom, self._denoise(w.options.target), w.support, sampling)
-            order = ranks.rank(w.networks, scores, evidence, len(index) if on_holdout else 0)
-        return Ranking(order, scores, on_holdout, index, truth)
 
     def weave(
         self,
@@ -178,25 +203,41 @@ class Generator:
         options: GenerateOptions,
         report: Progress = lambda stage, step, steps: None,
         clock: "_Clock | None" = None,
-    ) -> "Weaving":
-        """Everything up to the ranking: all candidates of a request, decoded."""
+    ) -> Weaving:
+        """Everything up to the ranking: all candidates of a request, and their cross-validation."""
         clock = clock or _Clock()
         loom = self._loom(options)
-        split = split_samples(labels, options, self._info(options.target))
+        holdout = options.holdout
+        if holdout is None:
+            holdout = 0.0 if options.cross_validated else HOLDOUT
+        split = split_samples(labels, holdout, options.seed, self._info(options.target))
         with torch.inference_mode():
             report("encode", 0, 1)
-            x = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
-            features = self.runtime.encode(x)
-            adapted = features if not loom.spec.trunk else loom.spec.adapt(x)
+            adapted, features = self._read(loom, images, split)
             support = _support(loom, split, adapted, features)
-            condition = loom.condition(support)
             clock.lap("encode")
-            found = self._candidates(loom, support, condition, options, report)
+            report("sample", 0, 1)
+            w = Weaving(options, loom, split, support, adapted, features, [], None)
+            if options.method in (MEAN, "diffusion"):
+                self._weave(w, report, clock)
+            else:
+                w.candidates = self._borrowed(w)
             clock.lap("sample")
-            report("decode_weights", 0, 1)
-            networks = [weave.decode(loom, c, support) for c in found]
-            clock.lap("decode_weights")
-        return Weaving(options, loom, split, support, adapted, features, networks)
+        return w
+
+    def rank(self, w: Weaving) -> Ranking:
+        """Order the candidates of a request by cross-validated and held-out likelihood."""
+        held_out = any(len(h) for h in w.split.holdout)
+        if w.cross_validated and not held_out:
+            return Ranking(ranks.rank(len(w.candidates), [w.cross_validated]), "cross-validation", w.cross_validated)
+        if not held_out and w.options.cross_validated:  # one image a class: what is best on average stays first
+            return Ranking(list(range(len(w.candidates))), "conditioning", None)
+        with torch.inference_mode():
+            index, truth = flatten_split(w.split.holdout if held_out else w.split.conditioning)
+            judged = ranks.judge(w.loom, w.networks(), w.support, w.features[index], w.adapted[index], truth)
+        both = [judged, w.cross_validated] if w.cross_validated else [judged]
+        order = ranks.rank(len(w.candidates), both)
+        return Ranking(order, "holdout", judged) if held_out else Ranking(order, "conditioning", None)
 
     def _info(self, target: str) -> TargetInfo:
         return next(t for t in self.bundle.targets if t.id == target)
@@ -207,7 +248,7 @@ class Generator:
         if options.method not in METHODS:
             raise InvalidRequest(f"unknown method {options.method!r}; there are {list(METHODS)}")
         if options.method == "kde" and not self.looms[options.target].spec.trunk:
-            raise InvalidRequest(f"kde samples hidden layers and {options.target} has none; use diffusion or retrieve")
+            raise InvalidRequest(f"kde samples hidden layers and {options.target} has none; use another method")
         return self.looms[options.target]
 
     def _sampling(self, options: GenerateOptions) -> Sampling:
@@ -220,74 +261,57 @@ class Generator:
             seed=options.seed,
         )
 
-    def _candidates(
-        self,
-        loom: Loom,
-        support: Support,
-        condition: Condition,
-        options: GenerateOptions,
-        report: Progress,
-    ) -> list[Candidate]:
-        sampling = self._sampling(options)
-        if options.method == "retrieve":
-            found = weave.retrieve(loom, support, self.zoos[options.target], sampling)
-            if not found:
-                raise InvalidRequest(f"no stored {options.target} has {support.classes} classes; use diffusion")
-            return found
-        if options.method == "kde":
-            return weave.kde(loom, support, self.zoos[options.target], sampling)
+    def _read(self, loom: Loom, images: Array, split: Split) -> tuple[Tensor, Tensor]:
+        """All images as the target takes them, and the encoder's features of those that it looks at."""
+        x = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
+        first = LOOKED_AT if loom.spec.trunk else None
+        looked_at = [np.concatenate((c[:first], h)) for c, h in zip(split.conditioning, split.holdout, strict=True)]
+        index, _ = flatten_split(looked_at)
+        features = torch.zeros(len(x), loom.config.set_encoder.inputs)
+        features[index] = self.runtime.encode(x[index])
+        return loom.spec.adapt(x) if loom.spec.trunk else features, features
 
-        denoise = self._denoise(options.target)
-        prior = self.bundle.manifest["defaults"]["prior"][options.target]
-        return weave.diffusion(
-            loom, denoise, condition, support.classes, sampling, lambda i, n: report("sample", i, n), prior=prior
+    def _weave(self, w: Weaving, report: Progress, clock: "_Clock") -> None:
+        """Candidates from the denoiser; in the same batch, those of every fold."""
+        options, sampling = w.options, self._sampling(w.options)
+        kinds = weave.kinds(
+            w.loom, options.method, options.candidates, self.bundle.manifest["defaults"]["prior"][options.target]
         )
+        folds = ranks.folds_of(w.support) if options.cross_validated else 0
+        together, tested = ranks.with_folds(w.support, folds)
+        latents = weave.weave(
+            w.loom,
+            self._denoise(options.target),
+            w.loom.condition(together),
+            kinds,
+            sampling,
+            lambda i, n: report("sample", i, n),
+        )
+        w.candidates = [weave.pending(z, k) for z, k in zip(latents[0], kinds, strict=True)]
+        if folds:
+            clock.lap("sample")
+            report("rank", 0, 1)
+            held = together.part(slice(1, None))
+            w.cross_validated = ranks.cross_validate(w.loom, held, tested, latents[1:], kinds)
+            clock.lap("rank")
+
+    def _borrowed(self, w: Weaving) -> list[Candidate]:
+        """Candidates from the zoo."""
+        zoo, sampling = self.zoos[w.options.target], self._sampling(w.options)
+        if w.options.method == "kde":
+            return weave.kde(w.loom, w.support, zoo, sampling)
+        found = weave.retrieve(w.loom, w.support, zoo, sampling)
+        if not found:
+            raise InvalidRequest(
+                f"no stored {w.options.target} has {w.support.classes} classes; use {MEAN} or diffusion"
+            )
+        return found
 
     def _denoise(self, target: str) -> Denoise:
         def denoise(z: Tensor, t: Tensor, condition: Condition, keep: Tensor) -> Tensor:
             return self.runtime.denoise(target, z, t, condition.classwise, condition.overall, keep)
 
         return denoise
-
-    def _refine(self, w: "Weaving", network: Candidate, steps: int, report: Progress) -> Candidate:
-        index, truth = flatten_split(w.split.conditioning)
-        x = w.adapted[index].clone()  # leaves inference mode behind
-        trunk, rows = (p.clone().requires_grad_() for p in (network.trunk, network.rows))
-        optimizer = torch.optim.AdamW([trunk, rows], lr=1e-3)
-        for i in range(steps):
-            report("refine", i, steps)
-            optimizer.zero_grad()
-            F.cross_entropy(w.loom.logits(trunk, rows, x), truth).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        return Candidate(network.latents, f"{network.origin}-refined", trunk.detach(), rows.detach())
-
-
-@dataclass(frozen=True)
-class Weaving:
-    """A request before its ranking: what went in, and the candidates."""
-
-    options: GenerateOptions
-    loom: Loom
-    split: Split
-    support: Support
-    adapted: Tensor  # (n, c, h, w): all images as the target takes them; for a head their features
-    features: Tensor  # (n, dim)
-    networks: list[Candidate]
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Candidates in order, best first, and the images that judged them."""
-
-    order: list[int]
-    scores: list[Score]
-    on_holdout: bool
-    index: Tensor
-    truth: Tensor
-
-    def accuracy(self, i: int) -> float | None:
-        """Held-out accuracy of a candidate, where samples were held out."""
-        return self.scores[i].accuracy if self.on_holdout else None
 
 
 def _support(loom: Loom, split: Split, adapted: Tensor, features: Tensor) -> Support:
@@ -302,6 +326,20 @@ def _support(loom: Loom, split: Split, adapted: Tensor, features: Tensor) -> Sup
     return Support(adapted[index][None], features[index][None], own[None], mask[None])
 
 
+def _refine(w: Weaving, network: Candidate, steps: int, report: Progress) -> Candidate:
+    """The network after so many gradient steps on the conditioning samples."""
+    index, truth = flatten_split(w.split.conditioning)
+    x = w.adapted[index].clone()  # leaves inference mode behind
+    trunk, rows = (p.clone().requires_grad_() for p in (network.trunk, network.rows))
+    optimizer = torch.optim.AdamW([trunk, rows], lr=1e-3)
+    for i in range(steps):
+        report("refine", i, steps)
+        optimizer.zero_grad()
+        F.cross_entropy(w.loom.logits(trunk, rows, x), truth).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return replace(network, origin=f"{network.origin}-refined", trunk=trunk.detach(), rows=rows.detach())
+
+
 def _model(
     loom: Loom, network: Candidate, classes: tuple[str, ...], rank: int, accuracy: float | None
 ) -> GeneratedModel:
@@ -311,40 +349,13 @@ def _model(
 
 
 class _Clock:
+    """Milliseconds by stage; a stage that comes in two parts has their sum."""
+
     def __init__(self) -> None:
         self.times: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.times[name] = (now - self._last) * 1000
+        self.times[name] = self.times.get(name, 0.0) + (now - self._last) * 1000
         self._last = now
-
-
-def flatten_split(index: list[NDArray[np.int64]]) -> tuple[Tensor, Tensor]:
-    """Indices by class to image indices and class numbers."""
-    truth = np.repeat(np.arange(len(index)), [len(i) for i in index])
-    return torch.from_numpy(np.concatenate(index)), torch.from_numpy(truth)
-
-
-def split_samples(labels: Sequence[str], options: GenerateOptions, info: TargetInfo) -> Split:
-    """Classes in sorted order; of each, the seed's choice of `holdout` of the samples (rounded down) ranks."""
-    members: dict[str, list[int]] = {}
-    for i, label in enumerate(labels):
-        members.setdefault(str(label), []).append(i)
-    classes = tuple(sorted(members))
-    if not info.min_classes <= len(classes) <= info.max_classes:
-        raise InvalidRequest(
-            f"{info.id} takes {info.min_classes} to {info.max_classes} classes; these samples have {len(classes)}: "
-            f"{json.dumps(classes[:5], ensure_ascii=False)}"
-        )
-    rng = np.random.default_rng(options.seed)
-    conditioning, holdout = [], []
-    most = max(1, MAX_CONDITIONING // len(classes))
-    for name in classes:
-        own = rng.permutation(np.array(members[name]))
-        ranked = max(int(options.holdout * len(own)), len(own) - most if options.holdout else 0)
-        ranked = min(ranked, len(own) - 1)  # every class needs an image to condition on
-        holdout.append(own[:ranked])
-        conditioning.append(own[ranked:][:most])
-    return Split(classes, conditioning, holdout)

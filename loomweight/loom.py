@@ -1,7 +1,7 @@
 """The loom: all trained parts that fill one target architecture with weights, and how they fit together.
 
     images ─► features ─► condition (class tokens, set code) ─► denoiser ─► latents ─► trunk and row differences
-                 └─► ridge head on the generated trunk's own features ──────────────────────► + ─► network
+                 └─► closed form on the generated trunk's own features ──────────────────────► + ─► network
 
 What is diffused is the difference from the closed-form model: global latents move the trunk away from the shared
 initialisation, class latents move head rows away from ridge regression on the generated trunk. Training and inference
@@ -14,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from loomweight.architectures import ArchitectureSpec
-from loomweight.closed_form import RidgeHead
+from loomweight.closed_form import ClosedForm
 from loomweight.denoiser import Condition, Denoiser, DenoiserConfig
 from loomweight.set_encoder import SetEncoder, SetEncoderConfig
 from loomweight.weight_vae import WeightVae, WeightVaeConfig, join
+
+LOOKED_AT = 4
+"""Images of a class that the encoder looks at for a target with a trunk: it is by far the slowest part of a request,
+and more of them hardly move its means. The closed form reads all images through the small trunk."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Support:
     """Conditioning images of b tasks of k classes with m places each; `mask` says which places are filled."""
 
     images: Tensor  # (b, k, m, c, h, w), adapted to the target; features for a target without a trunk
-    features: Tensor  # (b, k, m, encoder dim)
+    features: Tensor  # (b, k, m or LOOKED_AT at least, encoder dim): of the first images of each class
     trunk_features: Tensor  # (b, k, m, width): of the shared initialisation
     mask: Tensor  # (b, k, m) bool
 
@@ -33,6 +37,10 @@ class Support:
     def classes(self) -> int:
         """Number of classes, the same in all tasks of the batch."""
         return self.mask.shape[1]
+
+    def part(self, tasks: slice) -> "Support":
+        """Some tasks of the batch."""
+        return Support(self.images[tasks], self.features[tasks], self.trunk_features[tasks], self.mask[tasks])
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ class Loom(nn.Module):
         self.spec, self.config = spec, config
         self.vae = WeightVae(config.vae)
         self.set_encoder = SetEncoder(config.set_encoder)
-        self.ridge = RidgeHead()
+        self.closed_form = ClosedForm()
         self.denoiser = Denoiser(config.denoiser)
         # Spread of the differences by latent token and value, one row a global token and one for all classes: what is
         # diffused has unit scale whatever the zoo's.
@@ -68,15 +76,20 @@ class Loom(nn.Module):
     def condition(self, support: Support) -> Condition:
         """What the denoiser is told: means of both kinds of features, closed-form rows, set codes, counts."""
         count = support.mask.sum(-1, keepdim=True)  # (b, k, 1)
-        weight = (support.mask / count)[..., None]
-        mean = (weight * support.features).sum(-2)  # (b, k, D)
-        trunk_mean = (weight * support.trunk_features).sum(-2)  # (b, k, w)
-        rows = self.ridge(support.trunk_features, support.mask) / self.vae.row_scale
-        class_codes, set_code = self.set_encoder(support.features, support.mask)
+        features, looked = self.looked_at(support)
+        mean = class_means(features, looked)  # (b, k, D)
+        trunk_mean = class_means(support.trunk_features, support.mask)  # (b, k, w)
+        rows = self.closed_form(support.trunk_features, support.mask) / self.vae.row_scale
+        class_codes, set_code = self.set_encoder(features, looked)
         classwise = torch.cat((mean, class_codes, trunk_mean, rows, count.log()), -1)
         shots = count.float().mean(1).log()
         classes = torch.full_like(shots, float(support.classes)).log()
         return Condition(classwise, torch.cat((mean.mean(1), set_code, shots, classes), -1))
+
+    def looked_at(self, support: Support) -> tuple[Tensor, Tensor]:
+        """Encoder features (b, k, n, D) of the images that the encoder looks at, and their mask (b, k, n)."""
+        first = LOOKED_AT if self.spec.trunk else None
+        return support.features[..., :first, :], support.mask[..., :first]
 
     def denoise(self, z: Tensor, t: Tensor, condition: Condition, keep: Tensor | None = None) -> Tensor:
         """Clean latents of unit scale (b, latents + k, dim) from noisy ones; where `keep` is 0 conditions drop."""
@@ -112,11 +125,18 @@ class Loom(nn.Module):
         features = torch.stack([self.features(trunk, images.flatten(0, 1)) for trunk, images in pairs])
         return features.view(*support.mask.shape, -1)
 
-    def rows(self, latents: Tensor, trunks: Tensor, support: Support) -> tuple[Tensor, Tensor]:
+    def rows(
+        self, latents: Tensor, trunks: Tensor, support: Support, *, ridge_share: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Head rows (b, k, width + 1) of latents on their decoded trunks, and the closed-form part of them alone."""
-        base = self.ridge(self.support_features(trunks, support), support.mask)
+        base = self.closed_form(self.support_features(trunks, support), support.mask, ridge_share=ridge_share)
         return base + self.vae.decode_row(latents[:, self.config.vae.latents :]), base
 
     def logits(self, trunk: Tensor, rows: Tensor, images: Tensor) -> Tensor:
         """Logits (n, k) of one generated network on adapted images."""
         return nn.functional.linear(self.features(trunk, images), rows[:, :-1], rows[:, -1])
+
+
+def class_means(features: Tensor, mask: Tensor) -> Tensor:
+    """Class means (b, k, d) of features (b, k, m, d) where the mask (b, k, m) is set."""
+    return ((mask / mask.sum(-1, keepdim=True))[..., None] * features).sum(-2)

@@ -1,37 +1,28 @@
-"""Judging candidates: on held-out samples, by cross-validation on the conditioning ones, and beside baselines."""
+"""Judging candidates: by cross-validation on the conditioning samples, on held-out ones, and beside baselines."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loomweight.bundle import Zoo
-from loomweight.candidates import (
-    Candidate,
-    Denoise,
-    Sampling,
-    Scale,
-    decode,
-    draw_noise,
-    guided,
-    pending,
-    scales,
-    shrink,
-)
-from loomweight.diffusion import sample
-from loomweight.loom import Loom, Support
+from loomweight.candidates import CLOSED_FORM, Candidate, Kind, decode, pending
+from loomweight.loom import Loom, Support, class_means
+
+ONE_FOLD_ABOVE = 10
+"""Images a class."""
+TEMPERATURES = 2.0 ** torch.arange(-3, 4)
 
 
 @dataclass(frozen=True)
-class Score:
-    """How a network does on samples."""
+class Evidence:
+    """How each candidate, in order, did on so many images that did not condition it."""
 
-    loss: float
-    accuracy: float
-
-
-TEMPERATURES = 2.0 ** torch.arange(-3, 4)
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    images: int
+    baselines: dict[str, float]
 
 
 def calibrated_loss(logits: Tensor, truth: Tensor) -> float:
@@ -42,99 +33,95 @@ def calibrated_loss(logits: Tensor, truth: Tensor) -> float:
     return float(torch.stack([F.cross_entropy(logits * t, truth) for t in TEMPERATURES]).min())
 
 
-def score(loom: Loom, network: Candidate, x: Tensor, truth: Tensor) -> Score:
+def _accuracy(logits: Tensor, truth: Tensor) -> float:
+    return float((logits.argmax(-1) == truth).float().mean())
+
+
+def score(loom: Loom, network: Candidate, x: Tensor, truth: Tensor) -> tuple[float, float]:
     """Calibrated loss and accuracy on adapted images (n, c, h, w)."""
     logits = loom.logits(network.trunk, network.rows, x)
-    return Score(calibrated_loss(logits, truth), float((logits.argmax(-1) == truth).float().mean()))
+    return calibrated_loss(logits, truth), _accuracy(logits, truth)
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """Cross-validated loss by origin, over so many images; empty where a class has a single image."""
+def folds_of(support: Support) -> int:
+    """Folds for cross-validation, at most three.
 
-    loss: dict[str, float]
-    images: int
-
-
-def cross_validate(loom: Loom, denoise: Denoise, support: Support, sampling: Sampling, *, folds: int = 3) -> Evidence:
-    """How each kind of candidate does on conditioning images that did not condition it.
-
-    All folds are generated in one batch; every trunk runs over the images once, for its training and its test fold.
+    None where half of the classes or more have a single image: what the others say would not speak for all.
     """
-    smallest = int(support.mask.sum(-1).min())
-    folds = min(folds, smallest)
-    if folds < 2:
-        return Evidence({}, 0)
-    place = torch.arange(support.mask.shape[-1]) % folds  # images stand in random order
-    tested = support.mask & (place == torch.arange(folds)[:, None])[:, None]  # (f, k, m)
-    held = Support(
-        support.images.expand(folds, *support.images.shape[1:]),
-        support.features.expand(folds, *support.features.shape[1:]),
-        support.trunk_features.expand(folds, *support.trunk_features.shape[1:]),
-        support.mask & ~tested,
-    )
-    truth = torch.arange(support.classes)[:, None].expand(tested.shape)[tested]
-    found = {}
-
-    def judge(latents: Tensor, kinds: list[Scale]) -> None:
-        """Kinds that share a trunk scale, on latents that have it."""
-        features = loom.support_features(loom.trunks(latents), held)
-        base = loom.ridge(features, held.mask)
-        change = loom.vae.decode_row(latents[:, loom.config.vae.latents :])
-        for kind in kinds:
-            rows = base + kind.rows * change  # (f, k, width + 1)
-            logits = torch.einsum("fkmw,fcw->fkmc", features, rows[..., :-1]) + rows[:, None, None, :, -1]
-            found[kind.origin] = calibrated_loss(logits[tested], truth)
-
-    noise = draw_noise(loom, support.classes, replace(sampling, candidates=folds))
-    predict = guided(denoise, loom.condition(held), sampling.guidance)
-    mean = loom.unscale(predict(noise, torch.ones(folds)))
-    for share in sorted({s.trunk for s in scales(loom)}):
-        judge(shrink(loom, mean, Scale("", share, 1)), [s for s in scales(loom) if s.trunk == share])
-    judge(loom.unscale(sample(predict, noise, sampling.steps)), [Scale("diffusion", 1, 1)])
-    return Evidence(found, len(truth))
+    counts = support.mask.sum(-1)
+    several = counts[counts > 1]
+    if 2 * len(several) <= counts.numel():
+        return 0
+    return min(int(several.min()), 3)
 
 
-def rank(networks: list[Candidate], scores: list[Score], evidence: Evidence, images: int) -> list[int]:
-    """Best first, by likelihood: finer than accuracy. `scores` are of `images` held-out images, none where that is 0.
+def with_folds(support: Support, folds: int) -> tuple[Support, Tensor]:
+    """The support of one task, then itself without each fold; and what each fold is asked about (folds, k, m).
 
-    What was cross-validated, each kind of candidate, counts by its number of images beside the held-out ones. Where
-    there is no evidence at all the order given stays.
+    The only image of a class is never asked about. The others keep one of their first images in every fold. Where
+    images are many one fold has enough to ask about, and only it is given: every fold costs passes over all images.
     """
+    place = torch.arange(support.mask.shape[-1]) % max(1, folds)  # images stand in random order
+    several = support.mask & (support.mask.sum(-1, keepdim=True) > 1)
+    tested = several & (place == torch.arange(folds)[:, None])[:, None]
+    if support.mask.sum(-1).max() > ONE_FOLD_ABOVE:
+        tested = tested[:1]
+        folds = len(tested)
+    mask = torch.cat((support.mask, support.mask & ~tested))
 
-    def loss(i: int) -> float:
-        seen = evidence.images if networks[i].origin in evidence.loss else 0
-        total = images * scores[i].loss + seen * evidence.loss.get(networks[i].origin, 0.0)
-        return total / max(1, images + seen)
+    def repeated(x: Tensor) -> Tensor:
+        return x.expand(1 + folds, *x.shape[1:])
 
-    return sorted(range(len(networks)), key=loss) if images or evidence.images else list(range(len(networks)))
+    images, features, own = repeated(support.images), repeated(support.features), repeated(support.trunk_features)
+    return Support(images, features, own, mask), tested
 
 
-def baselines(loom: Loom, support: Support, features: Tensor, x: Tensor, truth: Tensor) -> dict[str, float]:
-    """Held-out accuracy of what a user would do instead, on the same images: closed form and nearest class mean."""
+def cross_validate(loom: Loom, held: Support, tested: Tensor, latents: Tensor, kinds: Sequence[Kind]) -> Evidence:
+    """Judge each kind's latents (folds, kinds, latents + classes, dim), woven from `held`, on the images it left out.
+
+    Kinds that share a trunk share its pass over the images; the shared initialisation's features are known already.
+    """
+    truth = torch.arange(held.classes)[:, None].expand(tested.shape)[tested]
+    first = loom.config.vae.latents
+    passes: dict[tuple[float, int | None], Tensor] = {}
+    loss, accuracy = [], []
+    for i, kind in enumerate(kinds):
+        trunk = kind.trunk, kind.draw
+        if trunk not in passes:
+            features = held.trunk_features
+            if kind.trunk:
+                features = loom.support_features(loom.trunks(latents[:, i]), held)
+            passes[trunk] = features
+        features = passes[trunk]
+        base = loom.closed_form(features, held.mask, ridge_share=kind.ridge)
+        rows = base + loom.vae.decode_row(latents[:, i, first:])  # (f, k, width + 1)
+        logits = torch.einsum("fkmw,fcw->fkmc", features, rows[..., :-1]) + rows[:, None, None, :, -1]
+        loss.append(calibrated_loss(logits[tested], truth))
+        accuracy.append(_accuracy(logits[tested], truth))
+    features, mask = loom.looked_at(held)
+    asked = tested[..., : mask.shape[-1]]
+    nearest = -torch.unflatten(torch.cdist(features.flatten(1, 2), class_means(features, mask)), 1, mask.shape[1:])
+    truth = torch.arange(held.classes)[:, None].expand(asked.shape)[asked]
+    closed = next(i for i, k in enumerate(kinds) if k == CLOSED_FORM)
+    known = {"closed_form": accuracy[closed], "nearest_class_mean": _accuracy(nearest[asked], truth)}
+    return Evidence(tuple(loss), tuple(accuracy), int(tested.sum()), known)
+
+
+def judge(
+    loom: Loom, networks: Sequence[Candidate], support: Support, features: Tensor, x: Tensor, truth: Tensor
+) -> Evidence:
+    """How finished networks do on adapted images x (n, c, h, w) with the encoder's features (n, dim)."""
+    scores = [score(loom, n, x, truth) for n in networks]
     zero = torch.zeros(loom.latent_shape(1, support.classes))
-    closed = decode(loom, pending(zero[0], "closed-form"), support)
-    weight = (support.mask / support.mask.sum(-1, keepdim=True))[0, ..., None]
-    means = (weight * support.features[0]).sum(1)
-    nearest = torch.cdist(features, means).argmin(1)
-    return {
-        "closed_form": score(loom, closed, x, truth).accuracy,
-        "nearest_class_mean": float((nearest == truth).float().mean()),
-    }
+    closed = decode(loom, pending(zero[0], CLOSED_FORM), support)
+    nearest = -torch.cdist(features, class_means(*loom.looked_at(support))[0])
+    known = {"closed_form": score(loom, closed, x, truth)[1], "nearest_class_mean": _accuracy(nearest, truth)}
+    return Evidence(tuple(s[0] for s in scores), tuple(s[1] for s in scores), len(truth), known)
 
 
-def novelty(loom: Loom, support: Support, zoo: Zoo) -> dict[str, float | str | None]:
-    """How unlike the training tasks this one is: the share of zoo tasks that lie nearer to their own nearest neighbour.
+def rank(count: int, evidence: Sequence[Evidence]) -> list[int]:
+    """Best first, by likelihood, finer than accuracy; each evidence counts by its number of images.
 
-    0 is familiar, 1 farther from all training tasks than any of them is from the others.
+    Where there is none the order given stays.
     """
-    with torch.inference_mode():
-        _, code = loom.set_encoder(support.features, support.mask)
-        codes = F.normalize(zoo.set_codes, dim=-1)
-        among = (codes @ codes.T).fill_diagonal_(-1).amax(1)
-        nearest = (F.normalize(code, dim=-1) @ codes.T).amax()
-        share = float((among > nearest).float().mean())
-    warning = None
-    if share >= 0.99:
-        warning = "These samples are unlike every task in training: trust the held-out accuracy, not the card's."
-    return {"score": share, "warning": warning}
+    return sorted(range(count), key=lambda i: sum(e.images * e.loss[i] for e in evidence))

@@ -10,6 +10,12 @@ ModelId = Annotated[str, Field(pattern=f"^{ID_PATTERN}$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Accuracy = Annotated[float, Field(ge=0, le=1)]
 
+RankedOn = Literal["holdout", "cross-validation", "conditioning"]
+RANKED_ON = (
+    "What ranked the candidates and measured their accuracy: samples held out; cross-validation, for which each was "
+    "made again without a part of the samples and asked about it; or, with no accuracy, what conditioned them."
+)
+
 
 class Record(BaseModel):
     """Immutable, and strict about its fields: an unknown one is a mistake, not a novelty."""
@@ -36,12 +42,10 @@ class Measured(Record):
     """How well the model did, where that was measured, and what simpler means reach on the same samples."""
 
     holdout_accuracy: Accuracy | None = Field(
-        description="Accuracy from 0 to 1 on samples that never conditioned the model; null if none were held out."
+        description="Accuracy from 0 to 1 on samples that did not condition what answered; null if there were none."
     )
-    ranked_on: Literal["holdout", "conditioning"] = Field(
-        description="The samples the candidates were ranked on: held out, or the ones that conditioned them."
-    )
-    n_holdout: int = Field(ge=0, description="Number of samples held out.")
+    ranked_on: RankedOn = Field(description=RANKED_ON)
+    n_holdout: int = Field(ge=0, description="Number of samples that the accuracy was measured on.")
     baselines: dict[str, float] = Field(
         default_factory=dict, description="Accuracy of simpler methods on the same samples, by method."
     )
@@ -72,7 +76,7 @@ class ModelCard(Record):
     )
     origin: str = Field(
         description="How the weights came to be.",
-        examples=["diffusion", "closed_form", "retrieve", "kde", "conditional_mean", "upload"],
+        examples=["mean", "mean-half", "closed-form", "diffusion", "kde", "retrieve", "upload"],
     )
     seed: int | None = Field(description="Seed of the generation; null for an upload.")
     bundle: str | None = Field(description="Id of the bundle that generated the weights; null for an upload.")

@@ -117,9 +117,10 @@ class Episodes:
         return self.shelves[tasks.draw_variant(self.recipe, np.random.default_rng(seed))]
 
     def classes(self, shelf: Shelf, count: int, generator: Generator, *, validation: bool = False) -> Tensor:
-        """Places of `count` classes of a shelf; half of the draws, if possible, are of classes new to the encoder."""
+        """Places of `count` classes of a shelf; some draws, if possible, are of classes new to the encoder alone."""
         roles = ("validation",) if validation else ("encoder", "generator")
-        if not validation and len(shelf.rows_of("generator")) >= count and torch.rand((), generator=generator) < 0.5:
+        alone = torch.rand((), generator=generator) < self.recipe.bank.new_classes
+        if not validation and alone and len(shelf.rows_of("generator")) >= count:
             roles = ("generator",)
         places = torch.tensor(shelf.rows_of(*roles))
         return places[torch.randperm(len(places), generator=generator)[:count]]

@@ -23,7 +23,9 @@ class Options:
     shard: int
     shards: int
     processes: int
+    targets: tuple[str, ...]
     out: Path | None
+    also: tuple[Path, ...] = ()
 
 
 def _prepare(recipe: Recipe, run: Path, options: Options) -> None:
@@ -72,7 +74,7 @@ def _set_encoder(recipe: Recipe, run: Path, options: Options) -> None:
 def _diffusion(recipe: Recipe, run: Path, options: Options) -> None:
     from trainer import diffusion
 
-    diffusion.train(recipe, run)
+    diffusion.train(recipe, run, options.targets)
 
 
 def _export(recipe: Recipe, run: Path, options: Options) -> None:
@@ -101,8 +103,20 @@ STAGES: dict[str, Callable[[Recipe, Path, Options], None]] = {
 }
 
 
-AFTERWARDS = {"card": _card}
-"""Runs once the tables were measured; not part of `all`."""
+def _modelset(recipe: Recipe, run: Path, options: Options) -> None:
+    from trainer import modelset
+
+    modelset.build(recipe, run, shard=options.shard, shards=options.shards, processes=options.processes)
+
+
+def _lps(recipe: Recipe, run: Path, options: Options) -> None:
+    from trainer import lps
+
+    print(lps.build(recipe, run, options.out or run, also=options.also))
+
+
+AFTERWARDS = {"card": _card, "modelset": _modelset, "lps": _lps}
+"""Not part of `all`: `card` runs once the tables were measured; similarity has runs of its own."""
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -126,12 +140,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=None, help="stage export: the bundle's folder (default bundles/RECIPE)"
     )
+    parser.add_argument("--targets", nargs="+", default=(), help="stage diffusion: these alone (default: the recipe's)")
+    parser.add_argument(
+        "--also", type=Path, nargs="+", default=(), help="stage lps: further runs whose model sets it learns from"
+    )
+    parser.add_argument("--threads", type=int, default=None, help="torch's threads (default: the recipe's)")
     arguments = parser.parse_args(argv)
     recipe = recipes.load(arguments.recipe)
     run = arguments.run or Path("runs") / recipe.name
-    torch.set_num_threads(recipe.threads)
+    torch.set_num_threads(arguments.threads or recipe.threads)
     shard, shards = arguments.shard
-    options = Options(arguments.data, shard, shards, arguments.processes, arguments.out)
+    also = tuple(arguments.also)
+    options = Options(arguments.data, shard, shards, arguments.processes, tuple(arguments.targets), arguments.out, also)
     for name in STAGES if arguments.stage == "all" else [arguments.stage]:
         {**STAGES, **AFTERWARDS}[name](recipe, run, options)
     return 0

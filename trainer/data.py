@@ -27,11 +27,17 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 PHOTOGRAPHS = ("cifar100", "tiny-imagenet-32")
+RENDERED = ("glyphs", "glyphs-coloured", "textures", "characters", "emblems")
 ROLES = ("encoder", "generator", "validation", "test")
 
 
 def role(domain: str, label: int) -> str:
-    """What a class may be used for; see the module's text. Sets without withheld classes train everything."""
+    """What a class may be used for; see the module's text. Sets without withheld classes train everything.
+
+    Invented characters and emblems are for the generator alone: a kind of image that its encoder has never seen.
+    """
+    if domain in ("characters", "emblems"):
+        return "generator"
     if domain in PHOTOGRAPHS:
         if label % 5 == 4:
             return "test"
@@ -129,7 +135,7 @@ def prepare(recipe: Recipe, run: Path, source: Path | None) -> None:
             folder = run / "data" / name / split
             if (folder / "domain.json").exists():
                 continue
-            if name in ("glyphs", "glyphs-coloured", "textures"):
+            if name in RENDERED:
                 _save(folder, *_render(recipe, name, split))
                 continue
             if source is None:
@@ -139,14 +145,23 @@ def prepare(recipe: Recipe, run: Path, source: Path | None) -> None:
             _save(folder, *load_images(source / name, published, per_class=recipe.data.per_class))
 
 
+FAMILIES = {
+    "textures": (synthetic.textures, synthetic.N_TEXTURES),
+    "characters": (synthetic.characters, synthetic.N_CHARACTERS),
+    "emblems": (synthetic.emblems, synthetic.N_EMBLEMS),
+}
+"""Domains whose classes are drawn, with their number of classes."""
+
+
 def _render(recipe: Recipe, name: str, split: str) -> tuple[Images, Labels, tuple[str, ...]]:
     per_class = recipe.data.rendered_per_class if split == "train" else recipe.data.rendered_per_class // 4
     seed = recipe.seed + (1_000_003 if split == "test" else 0)
-    if name == "textures":
+    if name in FAMILIES:
         # The family seed is the class's identity and shared by both splits; only the draws within it differ.
-        n = recipe.data.rendered_classes or synthetic.N_TEXTURES
-        images, labels = synthetic.textures(per_class, recipe.seed, classes=n, draw_seed=seed)
-        return images, labels, tuple(f"texture-{i}" for i in range(n))
-    characters = synthetic.ALPHABETS[: recipe.data.rendered_classes or None]
-    images, labels = synthetic.glyphs(per_class, seed, characters=characters, coloured=name == "glyphs-coloured")
-    return images, labels, tuple(characters)
+        make, classes = FAMILIES[name]
+        n = recipe.data.rendered_classes or classes
+        images, labels = make(per_class, recipe.seed, classes=n, draw_seed=seed)
+        return images, labels, tuple(f"{name}-{i}" for i in range(n))
+    alphabet = synthetic.ALPHABETS[: recipe.data.rendered_classes or None]
+    images, labels = synthetic.glyphs(per_class, seed, characters=alphabet, coloured=name == "glyphs-coloured")
+    return images, labels, tuple(alphabet)

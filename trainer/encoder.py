@@ -24,6 +24,7 @@ class Sampler:
     def __init__(self, domains: list[data.Domain], weights: dict[str, float]) -> None:
         self.images, self.labels, self.flip = [], [], []
         first = 0
+        domains = [d for d in domains if d.classes_of("encoder")]  # the others are the generator's alone
         for domain in domains:
             classes = domain.classes_of("encoder")
             index = np.concatenate([domain.members[c] for c in classes])

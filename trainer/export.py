@@ -4,27 +4,35 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from loomweight import __version__, bundle
-from loomweight.bundle import TargetInfo
+from loomweight.bundle import TargetInfo, Zoo
 from loomweight.loom import Loom
-from trainer import bank, diffusion, encoder, vae, zoo
+from loomweight.novelty import SHOTS, Novelty
+from trainer import bank, diffusion, encoder, tasks, vae, zoo
 from trainer.recipe import Recipe
 from trainer.tasks import Variant
 
 MAX_ZOO = 200
 """Zoo models of a target that travel with a bundle, for retrieval, novelty and neighbours."""
 
+MEANS_OF = 20
+"""Images of a class that make its mean."""
+
 SOURCES = {
     "cifar100": "CIFAR-100 (Krizhevsky 2009), research use, cite",
     "tiny-imagenet-32": "Tiny-ImageNet (Stanford CS231n) at 32x32, research use",
+    "cifar10": "CIFAR-10 (Krizhevsky 2009), research use, cite",
     "mnist": "MNIST (LeCun et al. 1998), CC BY-SA 3.0",
     "fashion-mnist": "Fashion-MNIST (Xiao et al. 2017), MIT",
     "glyphs": "characters rendered from the fonts that ship with matplotlib",
     "glyphs-coloured": "as glyphs, on coloured grounds with neighbours",
     "textures": "procedural textures",
+    "characters": "invented handwriting, drawn",
+    "emblems": "coloured shapes over procedural textures, drawn",
 }
 
 
@@ -38,7 +46,7 @@ def export(recipe: Recipe, run: Path, out: Path, *, version: str = "1") -> dict[
         name=recipe.name,
         encoder=encoder.load(run),
         looms=looms,
-        zoos={target: _zoo(loom, run, shelves) for target, loom in looms.items()},
+        zoos={target: _zoo(recipe, loom, run, shelves) for target, loom in looms.items()},
         targets=[_target(recipe, run, loom) for loom in looms.values()],
         defaults={
             "steps": recipe.sampling.steps,
@@ -51,18 +59,18 @@ def export(recipe: Recipe, run: Path, out: Path, *, version: str = "1") -> dict[
 
 
 @torch.no_grad()
-def _zoo(loom: Loom, run: Path, shelves: dict[Variant, bank.Shelf]) -> dict[str, Tensor]:
+def _zoo(recipe: Recipe, loom: Loom, run: Path, shelves: dict[Variant, bank.Shelf]) -> dict[str, Tensor]:
     models = [c for c in vae.codes(loom.spec, list(zoo.models(run, loom.spec.name))) if c.model.index < MAX_ZOO]
     set_codes, means, trunk_codes, owners = [], [], [], []
     for number, c in enumerate(models):
         shelf = shelves[c.model.task.variant]
-        features = shelf.features[vae.shelf_places(shelf, c.model.task.classes)][:, :20]  # (k, m, d)
+        features = shelf.features[vae.shelf_places(shelf, c.model.task.classes)][:, :MEANS_OF]  # (k, m, d)
         _, code = loom.set_encoder(features[None], torch.ones(1, *features.shape[:2], dtype=torch.bool))
         set_codes.append(code[0])
         means.append(features.mean(1))
         trunk_codes.append(loom.vae.encode(c.trunk[None], c.rows[None])[0][0])
         owners.append(torch.full((len(c.rows),), number))
-    return {
+    found = {
         "set_codes": torch.stack(set_codes),
         "class_counts": torch.tensor([len(c.rows) for c in models]),
         "row_models": torch.cat(owners),
@@ -72,6 +80,22 @@ def _zoo(loom: Loom, run: Path, shelves: dict[Variant, bank.Shelf]) -> dict[str,
         "trunk_codes": torch.stack(trunk_codes),
         "test_accuracy": torch.tensor([c.model.test_accuracy for c in models]),
     }
+    return {**found, "familiar_distances": _familiar(recipe, Novelty(Zoo(found)), shelves)}
+
+
+def _familiar(recipe: Recipe, novelty: Novelty, shelves: dict[Variant, bank.Shelf], *, draws: int = 300) -> Tensor:
+    """Distances (shots, draws) of training tasks, drawn as the generator's are, from images that made no class mean."""
+    rng = np.random.default_rng([recipe.seed, 61])
+    distances = torch.zeros(len(SHOTS), draws)
+    for level, shots in enumerate(SHOTS):
+        for draw in range(draws):
+            shelf = shelves[tasks.draw_variant(recipe, rng)]
+            known = np.array(shelf.rows_of("encoder", "generator"))
+            classes = torch.from_numpy(rng.permutation(known)[: rng.integers(2, 21)])
+            m = shelf.features.shape[1]
+            images = torch.from_numpy(rng.integers(min(MEANS_OF, m // 2), m, (len(classes), shots)))
+            distances[level, draw] = novelty.distance(shelf.features[classes[:, None], images].mean(1))
+    return distances.sort(1).values
 
 
 def _target(recipe: Recipe, run: Path, loom: Loom) -> TargetInfo:
@@ -111,7 +135,13 @@ def _card(recipe: Recipe, run: Path, version: str) -> dict[str, Any]:
         "recipe_sha256": recipe.sha256,
         "seed": recipe.seed,
         "training_data": {name: SOURCES[name] for name in recipe.data.domains},
-        "never_seen": "classes c with c % 5 == 4 of cifar100 and tiny-imagenet-32; cifar10; scikit-learn's digits",
+        "never_seen": "; ".join(
+            (
+                "classes c with c % 5 == 4 of cifar100 and tiny-imagenet-32",
+                *(("cifar10",) if "cifar10" not in recipe.data.domains else ()),
+                "scikit-learn's digits",
+            )
+        ),
         "stage_seconds": {k: v for k, v in stages.items() if v is not None},
         "gate": {
             t: {k: g[k] for k in ("kept", "kept_trained", "kept_held_out", "original_mean")} for t, g in gates.items()

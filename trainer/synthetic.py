@@ -1,4 +1,4 @@
-"""Two domains made, not downloaded: rendered glyphs and procedural textures.
+"""Domains made, not downloaded: rendered glyphs, procedural textures, invented characters and emblems.
 
 They make the training tasks differ in kind (science notes, section 5: a generator trained on photographs alone
 writes nonsense elsewhere), and they need no data set, so the `tiny` recipe and the tests live on them.
@@ -36,6 +36,8 @@ FONTS_WITH_ALL_SCRIPTS = (
 )
 LATIN_FONTS = ("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "cmr10", "cmss10", "cmtt10", "cmb10", "cmti10")
 N_TEXTURES = 60
+N_CHARACTERS = 120
+N_EMBLEMS = 120
 
 
 @lru_cache(maxsize=512)
@@ -140,4 +142,75 @@ def textures(
         field = field / (np.abs(field).max() + 1e-9) + 0.25 * noise / (np.abs(noise).max() + 1e-9)
         blend = 1 / (1 + np.exp(-3 * field))[..., None]
         images[index] = np.uint8(np.clip(palette[0] * blend + palette[1] * (1 - blend), 0, 255))
+    return images, labels
+
+
+def _chain(points: NDArray[np.float64]) -> list[tuple[float, float]]:
+    """A smooth line through the plane: the quadratic Bezier curve of three points (3, 2), on a 64 x 64 canvas."""
+    t = np.linspace(0, 1, 12)[:, None]
+    curve = (1 - t) ** 2 * points[0] + 2 * t * (1 - t) * points[1] + t**2 * points[2]
+    return [(float(x), float(y)) for x, y in 2 * SIDE * curve]
+
+
+def characters(
+    per_class: int, seed: int, *, classes: int = N_CHARACTERS, draw_seed: int | None = None
+) -> tuple[Images, NDArray[np.int64]]:
+    """Invented handwriting: a class is two to four strokes, written with a shaking hand; white on black.
+
+    `seed` fixes the classes, `draw_seed` (default: the same) the hand.
+    """
+    draw_seed = seed if draw_seed is None else draw_seed
+    images = np.empty((classes * per_class, SIDE, SIDE, 3), np.uint8)
+    labels = np.repeat(np.arange(classes), per_class)
+    for index, label in enumerate(labels):
+        own = np.random.default_rng([seed, 11, int(label)])
+        strokes = own.uniform(0.12, 0.88, (int(own.integers(2, 5)), 3, 2))
+        rng = np.random.default_rng([draw_seed, 12, index])
+        angle, shear, scale = rng.normal(0, 0.12), rng.normal(0, 0.15), rng.uniform(0.75, 1.1, 2)
+        turned = np.array([[np.cos(angle), -np.sin(angle) + shear], [np.sin(angle), np.cos(angle)]]) * scale
+        shaken = (strokes + rng.normal(0, 0.03, strokes.shape) - 0.5) @ turned.T + 0.5 + rng.uniform(-0.06, 0.06, 2)
+        canvas = Image.new("L", (2 * SIDE, 2 * SIDE))
+        draw = ImageDraw.Draw(canvas)
+        width = int(rng.integers(3, 8))
+        for stroke in shaken:
+            draw.line(_chain(stroke), fill=255, width=width, joint="curve")
+        canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.6)))
+        images[index] = np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BOX))[..., None]
+    return images, labels
+
+
+def emblems(
+    per_class: int, seed: int, *, classes: int = N_EMBLEMS, draw_seed: int | None = None
+) -> tuple[Images, NDArray[np.int64]]:
+    """Signs and things seen in the open: a class is a few coloured shapes at fixed places; ground, light, view differ.
+
+    `seed` fixes the classes, `draw_seed` (default: the same) what varies within them.
+    """
+    draw_seed = seed if draw_seed is None else draw_seed
+    images = np.empty((classes * per_class, SIDE, SIDE, 3), np.uint8)
+    labels = np.repeat(np.arange(classes), per_class)
+    grounds, _ = textures(4, draw_seed + 1, classes=N_TEXTURES)
+    for index, label in enumerate(labels):
+        own = np.random.default_rng([seed, 13, int(label)])
+        shapes = [
+            (int(own.integers(3, 8)), own.uniform(0.3, 0.7, 2), own.uniform(0.1, 0.38), own.uniform(0, 2 * np.pi),
+             own.uniform(0.45, 1), own.uniform(0, 255, 3))
+            for _ in range(int(own.integers(2, 5)))
+        ]  # fmt: skip
+        rng = np.random.default_rng([draw_seed, 14, index])
+        ground = Image.fromarray(grounds[rng.integers(len(grounds))])
+        canvas = ground.rotate(90 * int(rng.integers(4))).resize((2 * SIDE, 2 * SIDE))
+        draw = ImageDraw.Draw(canvas)
+        angle, size, shift = rng.normal(0, 0.15), rng.uniform(0.7, 1.25), rng.uniform(-0.12, 0.12, 2)
+        tint = rng.normal(0, 18, 3)
+        for corners, place, radius, first, dent, colour in sorted(shapes, key=lambda s: -s[2]):
+            around = first + angle + np.arange(2 * corners) * np.pi / corners
+            reach = radius * size * np.where(np.arange(2 * corners) % 2, dent, 1.0)
+            centre = 0.5 + (place - 0.5) * size + shift
+            outline = 2 * SIDE * (centre + reach[:, None] * np.stack((np.cos(around), np.sin(around)), 1))
+            fill = np.clip(colour + tint + rng.normal(0, 10, 3), 0, 255).astype(int)
+            draw.polygon([(float(x), float(y)) for x, y in outline], fill=(int(fill[0]), int(fill[1]), int(fill[2])))
+        canvas = canvas.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.6))).resize((SIDE, SIDE))
+        light = rng.uniform(0.55, 1.25) * np.asarray(canvas, np.float64) + rng.normal(0, rng.uniform(0, 8), (32, 32, 3))
+        images[index] = np.uint8(np.clip(light, 0, 255))
     return images, labels

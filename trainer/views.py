@@ -52,7 +52,28 @@ def contrast(x: Tensor, generator: Generator) -> Tensor:
     return low / 2 + (1 - low) * x.clamp(1e-4, 1) ** gamma
 
 
+def turn(x: Tensor, quarters: int) -> Tensor:
+    """Every image by so many quarter turns."""
+    return torch.rot90(x, quarters, (-2, -1))
+
+
+def jigsaw(x: Tensor, generator: Generator) -> Tensor:
+    """The four quarters of every image in one random other order, each turned as well."""
+    half = x.shape[-1] // 2
+    tiles = [x[..., i : i + half, j : j + half] for i in (0, half) for j in (0, half)]
+    first, *rest = (1 + torch.randperm(3, generator=generator)).tolist()
+    order = [first, 0, *rest]  # the first quarter always moves
+    quarters = torch.randint(4, (4,), generator=generator).tolist()
+    a, b, c, d = (turn(tiles[k], q) for k, q in zip(order, quarters, strict=True))
+    return torch.cat((torch.cat((a, b), -1), torch.cat((c, d), -1)), -2)
+
+
 VIEWS = ("plain", "grey", "invert", "low_resolution", "smaller", "recolour", "contrast")
+"""What augmentation draws from: the same things under another light."""
+
+NEW_CLASSES = {"turn-90": 1, "turn-180": 2, "turn-270": 3}
+"""Views that make classes which the encoder does not know, by their quarter turns (Liu et al. 2020, task augmentation
+by rotating); with `jigsaw`."""
 
 
 def view(name: str, x: Tensor, generator: Generator) -> Tensor:
@@ -71,6 +92,10 @@ def view(name: str, x: Tensor, generator: Generator) -> Tensor:
         return recolour(x, generator)
     if name == "contrast":
         return contrast(x, generator)
+    if name in NEW_CLASSES:
+        return turn(x, NEW_CLASSES[name])
+    if name == "jigsaw":
+        return jigsaw(x, generator)
     raise ValueError(f"unknown view {name}")
 
 

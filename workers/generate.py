@@ -144,6 +144,7 @@ def _produce(attempt: _Attempt) -> GenerateResult:
         seed=result.seed,
         method=result.method,
         bundle=result.bundle,
+        ranked_on=result.ranked_on,
         baselines=result.baselines,
         novelty=Novelty.model_validate(result.novelty),
         timings_ms={stage: round(milliseconds, 3) for stage, milliseconds in timings.items()},

@@ -18,6 +18,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from model_store.records import RANKED_ON, RankedOn
+
 GENERATE_QUEUE = "generate"
 SIMILARITY_QUEUE = "similarity"
 LARGE_QUEUE = "large"
@@ -52,18 +54,26 @@ class GenerateRequest(Message):
         max_length=100,
         description="An id of `GET /targets`: the architecture to fill with weights. Default: the bundle's.",
     )
-    method: Literal["diffusion", "kde", "retrieve"] = Field(
-        default="diffusion",
-        description="`diffusion`; `kde`, sampling around encoded zoo models; or `retrieve`, the nearest zoo model, "
-        "the honest baseline.",
+    method: Literal["conditional-mean", "diffusion", "kde", "retrieve"] = Field(
+        default="conditional-mean",
+        description="`conditional-mean`, the denoiser's one prediction and shares of it; `diffusion`, samples beside "
+        "them; `kde`, sampling around encoded zoo models; or `retrieve`, the nearest zoo model, the honest baseline.",
     )
-    candidates: int = Field(default=8, ge=1, le=64, description="Weight sets sampled and ranked.")
-    keep: int = Field(default=1, ge=1, le=64, description="How many of them are stored, the best first.")
-    holdout: float = Field(
-        default=0.2,
+    candidates: int = Field(
+        default=8,
+        ge=1,
+        le=64,
+        description="Weight sets made and ranked, at most: the conditional mean has five shares, fewer for a target "
+        "without a trunk. The closed form is ranked beside those of `conditional-mean` and `diffusion`.",
+    )
+    keep: int = Field(default=1, ge=1, le=64, description="How many of them are stored at most, the best first.")
+    holdout: float | None = Field(
+        default=None,
         ge=0,
         le=0.9,
-        description="Share of the samples that never conditions and only ranks. 0 ranks on the conditioning samples.",
+        description="Share of the samples that never conditions and only ranks. Default: none; cross-validation ranks "
+        "and networks are made from all samples. `kde`, `retrieve` and `refine_steps` cannot be cross-validated: their "
+        "default is 0.2, and 0 ranks on the conditioning samples.",
     )
     steps: int | None = Field(default=None, ge=1, le=1000, description="Denoising steps. Default: the bundle's.")
     guidance: float | None = Field(
@@ -83,7 +93,7 @@ class GenerateRequest(Message):
     @model_validator(mode="after")
     def _keep_within_candidates(self) -> Self:
         if self.keep > self.candidates:
-            raise ValueError(f"keep is {self.keep}, more than the {self.candidates} candidates sampled")
+            raise ValueError(f"keep is {self.keep}, more than the {self.candidates} candidates")
         return self
 
 
@@ -132,13 +142,15 @@ class StoredModel(Message):
 
     id: str
     rank: int = Field(ge=0, description="0 is the best.")
-    holdout_accuracy: float | None = Field(description="Accuracy on the samples held out; null without any.")
+    holdout_accuracy: float | None = Field(
+        description="Accuracy on samples that did not condition it; see `ranked_on`. Null where there were none."
+    )
 
 
 class Novelty(Message):
     """How unlike the training data the request is."""
 
-    score: float
+    score: float | None
     warning: str | None
 
 
@@ -150,7 +162,8 @@ class GenerateResult(Message):
     seed: int
     method: str
     bundle: str
-    baselines: dict[str, float] = Field(description="Accuracy of plain methods on the same split.")
+    ranked_on: RankedOn | None = Field(default=None, description=RANKED_ON)
+    baselines: dict[str, float] = Field(description="Accuracy of plain methods, measured in the same way.")
     novelty: Novelty
     timings_ms: dict[str, float] = Field(
         description="`queue`, `decode_inputs`, `encode`, `sample`, `decode_weights`, `rank`, `store`."

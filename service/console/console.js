@@ -5,10 +5,15 @@ const IMAGE = /\.(png|jpe?g|webp)$/i;
 const STAGES = {
   decode_inputs: "reading the images",
   encode: "encoding the images",
-  sample: "sampling weights",
+  sample: "making weights",
   decode_weights: "decoding the weights",
   rank: "ranking the candidates",
   store: "storing the best",
+};
+
+const MEASURED = {
+  "cross-validation": "Accuracy in cross-validation",
+  holdout: "Accuracy on held-out images",
 };
 
 let source = null; // {samples: [{file, label}]} or {dataset: file}
@@ -147,6 +152,7 @@ function show(result) {
     `Classes: ${result.classes.join(", ")}. Method ${result.method}, seed ${result.seed}, bundle ${result.bundle}.`;
   at("warning").textContent = result.novelty.warning ?? "";
   at("warning").hidden = !result.novelty.warning;
+  at("measured").textContent = MEASURED[result.ranked_on] ?? "Accuracy";
   at("models").replaceChildren(...result.models.map(row));
   at("result").hidden = false;
 }

@@ -6,17 +6,21 @@ import subprocess
 import sys
 import time
 import zipfile
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path
+from typing import get_args
 
+import click
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from cli.client import LoomweightClient
-from cli.generate import EmptyFolder, pack_folder
+from cli.generate import EmptyFolder, _report, pack_folder
 from cli.main import default_bundle, main
 from cli.up import Stack, StackError
 from tests.valkey import free_port
+from workers.messages import GenerateRequest
 
 COMMAND = [sys.executable, "-m", "cli.main"]
 
@@ -78,6 +82,40 @@ def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
 def test_a_wrong_option_is_a_usage_error(folder: Path) -> None:
     assert CliRunner().invoke(main, ["generate", str(folder), "--method", "magic"]).exit_code == 2
     assert CliRunner().invoke(main, ["generate", "/nowhere"]).exit_code == 2
+
+
+def test_options_are_those_of_the_service() -> None:
+    offered = {option.name: option for option in main.commands["generate"].params}
+    method = offered["method"].type
+    assert isinstance(method, click.Choice)
+    assert tuple(method.choices) == get_args(GenerateRequest.model_fields["method"].annotation)
+    assert set(GenerateRequest.model_fields) <= set(offered)
+    shown = CliRunner().invoke(main, ["generate", "--help"]).output
+    assert "[default: conditional-mean]" in shown
+    assert "[default: none, cross-validation ranks]" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("ranked_on", "accuracy", "said"),
+    [
+        ("cross-validation", 0.831, "accuracy  83.1% in cross-validation over the samples"),
+        ("holdout", 0.5, "accuracy  50.0% on held-out samples"),
+        ("conditioning", None, "accuracy  not measured: no samples were left out"),
+    ],
+)
+def test_it_is_said_how_accuracy_was_measured(ranked_on: str, accuracy: float | None, said: str) -> None:
+    result = {
+        "models": [{"id": "m-1", "holdout_accuracy": accuracy}],
+        "seed": 7,
+        "bundle": "b",
+        "classes": ["cat", "dog"],
+        "ranked_on": ranked_on,
+        "baselines": {},
+        "novelty": {"warning": None},
+    }
+    console = Console(file=StringIO())
+    _report({"result": result}, Path("m.safetensors"), None, console)
+    assert said in console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
 def test_a_server_that_is_not_there_is_told_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

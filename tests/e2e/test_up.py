@@ -165,4 +165,5 @@ def test_a_private_service_for_one_request(tmp_path: Path, tiny_bundle: Path, fo
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
     assert result.returncode == 0, result.stderr
+    assert "in cross-validation over the samples" in result.stdout
     assert load(weights.read_bytes())["head.weight"].shape[0] == 3

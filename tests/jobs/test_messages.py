@@ -1,8 +1,13 @@
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from loomweight import generator
+from loomweight.generator import METHODS, GenerateOptions
+from model_store import records
 from workers.messages import GenerateRequest, pack_samples, unpack_samples
 
 
@@ -40,3 +45,19 @@ def test_each_image_needs_a_label() -> None:
 def test_options_out_of_bounds_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         GenerateRequest.model_validate(options)
+
+
+def test_options_are_those_of_the_generator() -> None:
+    assert get_args(GenerateRequest.model_fields["method"].annotation) == METHODS
+    assert get_args(records.RankedOn) == get_args(generator.RankedOn)
+    # What nobody says is the same on both sides
+    request = GenerateRequest().model_dump(exclude={"target", "seed"})
+    options = GenerateOptions("cnn-s", seed=1)
+    assert request == {name: getattr(options, name) for name in request}
+    assert (request["method"], request["holdout"]) == ("conditional-mean", None)
+
+
+def test_a_share_that_is_named_is_held_out() -> None:
+    assert GenerateRequest.model_validate({"holdout": 0}).holdout == 0
+    assert GenerateRequest.model_validate({"holdout": 0.2}).holdout == 0.2
+    assert GenerateRequest.model_validate({"holdout": None}).holdout is None

@@ -4,7 +4,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from loomweight.closed_form import RidgeHead, ridge
+from loomweight.closed_form import ClosedForm, nearest_mean, ridge
 from tests.loomweight.made import seeded
 
 
@@ -78,23 +78,43 @@ def test_logits_do_not_depend_on_the_scale_of_features() -> None:
     torch.testing.assert_close(x @ w1.T + b1, 100 * x @ w2.T + b2, rtol=1e-6, atol=1e-6)
 
 
-def test_head_rows_are_the_ridge_times_a_scale_and_separate_the_classes() -> None:
-    head = RidgeHead().double()
+def test_nearest_mean_answers_like_distances_to_class_means() -> None:
+    x = samples(4, 6, 5)
+    mask = full(x)
+    mask[2, 3:] = False
+    means = torch.stack([x[c][mask[c]].mean(0) for c in range(4)])
+    asked = samples(4, 20, 5, seed=9).flatten(0, 1)
+    weight, bias = nearest_mean(x, mask)
+    logits, distances = asked @ weight.T + bias, -torch.cdist(asked, means).square() / 2
+    ratio = (logits[:, 1:] - logits[:, :1]) / (distances[:, 1:] - distances[:, :1])
+    torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio))  # one positive factor apart
+    assert ratio[0, 0] > 0
+    weight, bias = nearest_mean(100 * x, mask)
+    torch.testing.assert_close(100 * asked @ weight.T + bias, logits, rtol=1e-6, atol=1e-6)
+
+
+def test_head_rows_are_ridge_and_nearest_mean_in_shares_and_separate_the_classes() -> None:
+    head = ClosedForm().double()
     x = samples(4, 8, 6)[None]
     rows = head(x, full(x))
     assert rows.shape == (1, 4, 7)
     weight, bias = ridge(x, full(x), (head.strength[0] + head.strength[1] * np.log(8)).exp()[None])
-    expected = torch.exp(torch.tensor(2.0)) * torch.cat((weight, bias[..., None]), -1)
-    torch.testing.assert_close(rows, expected.double())
+    means, offset = nearest_mean(x, full(x))
+    expected = np.exp(2.0) * torch.cat((weight, bias[..., None]), -1) + torch.cat((means, offset[..., None]), -1)
+    torch.testing.assert_close(rows, expected, rtol=1e-6, atol=1e-6)
+    alone = torch.cat((means, offset[..., None]), -1)
+    torch.testing.assert_close(head(x, full(x), ridge_share=0), alone, rtol=1e-6, atol=1e-6)
     logits = x[0].flatten(0, 1) @ rows[0, :, :-1].T + rows[0, :, -1]
     truth = torch.arange(4).repeat_interleave(8)
     assert (logits.argmax(-1) == truth).double().mean() > 0.8
 
 
 def test_head_learns_through_the_solution() -> None:
-    head = RidgeHead()
+    head = ClosedForm()
     x = samples(3, 5, 4)[None].float()
     head(x, full(x)).square().sum().backward()
     assert head.strength.grad is not None
     assert head.scale.grad is not None
+    assert head.nearest.grad is not None
     assert head.strength.grad.abs().min() > 0
+    assert head.nearest.grad.abs().min() > 0

@@ -20,7 +20,7 @@ def test_zero_latents_are_the_closed_form_network(spec: ArchitectureSpec) -> Non
     # Then the trunk is the shared one to the bit and the head is ridge regression on its features, nothing added
     assert torch.equal(trunk[0], made.vae.shared)
     assert torch.equal(rows, base)
-    torch.testing.assert_close(rows, made.ridge(task.trunk_features, task.mask), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(rows, made.closed_form(task.trunk_features, task.mask), atol=1e-4, rtol=1e-4)
     # And the network that is handed out computes what `logits` says
     images = task.images[0].flatten(0, 1)
     network = join(spec, trunk[0], rows[0])

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,109 +7,178 @@ from torch import Tensor
 
 from loomweight import ranking
 from loomweight.architectures import CNN_S, ArchitectureSpec
-from loomweight.bundle import Zoo
-from loomweight.candidates import Candidate, Sampling, scales
+from loomweight.candidates import MEAN, Candidate, Kind, Sampling, kinds, weave
 from loomweight.denoiser import Condition
-from loomweight.loom import Support
-from loomweight.ranking import Evidence, Score, cross_validate
+from loomweight.loom import LOOKED_AT, Loom, Support
+from loomweight.ranking import Evidence
 from tests.loomweight.made import HEAD, loom, padded, seeded, support
 
 SAMPLING = Sampling(steps=2, guidance=1.0, temperature=1.0, candidates=3, seed=1)
 EMPTY = torch.zeros(0)
 
 
-def constant(z: Tensor, t: Tensor, condition: Condition, keep: Tensor) -> Tensor:
-    return torch.ones_like(z)
+def woven(of: Loom, tasks: Support, found: list[Kind]) -> Tensor:
+    """Latents (tasks, kinds, ...) by the loom's own denoiser."""
+
+    def denoise(z: Tensor, t: Tensor, condition: Condition, keep: Tensor) -> Tensor:
+        return of.denoise(z, t, condition, keep)
+
+    return weave(of, denoise, of.condition(tasks), found, SAMPLING, lambda step, steps: None)
+
+
+def folded(of: Loom, task: Support, method: str, folds: int) -> tuple[Evidence, Tensor, list[Kind]]:
+    """Evidence of a request's kinds, their latents (1 + folds, kinds, ...) and the kinds themselves."""
+    found = kinds(of, method, SAMPLING.candidates, "mean")
+    together, tested = ranking.with_folds(task, folds)
+    latents = woven(of, together, found)
+    return ranking.cross_validate(of, together.part(slice(1, None)), tested, latents[1:], found), latents, found
+
+
+def without(task: Support, places: Tensor) -> Support:
+    """The task without some places of every class."""
+    return Support(*(x[:, :, ~places] for x in (task.images, task.features, task.trunk_features, task.mask)))
 
 
 @pytest.mark.parametrize("spec", [CNN_S, HEAD])
-def test_cross_validation_judges_by_what_did_not_condition(spec: ArchitectureSpec) -> None:
-    # Given a task of three classes with four images each
+@pytest.mark.parametrize("method", [MEAN, "diffusion"])
+def test_cross_validation_is_two_requests_each_asked_about_the_images_of_the_other(
+    spec: ArchitectureSpec, method: str
+) -> None:
+    # Given a task of three classes with four images each, cross-validated in two folds
     of = loom(spec)
     task = support(of, 3, 4)
-    # When its scales are cross-validated in two folds
-    evidence = cross_validate(of, constant, task, SAMPLING, folds=2)
+    evidence, _, found = folded(of, task, method, 2)
     assert evidence.images == 12
-    assert set(evidence.loss) == {*(s.origin for s in scales(of)), "diffusion"}
-    # Then the closed form's loss is that of two ridge heads, each asked about the images of the other
-    truth = torch.arange(3).repeat_interleave(2)
-    answers = []
+    # When the same is done by hand: for each half a request of its own, with nothing else in the batch
+    truth = torch.arange(3).repeat_interleave(2).repeat(2)
+    answers: list[list[Tensor]] = [[] for _ in found]
+    nearest = []
     for fold in range(2):
-        tested = torch.arange(4) % 2 == fold
-        rows = of.ridge(task.trunk_features[:, :, ~tested], task.mask[:, :, ~tested])[0]
-        asked = task.trunk_features[0][:, tested].flatten(0, 1)
-        answers.append(F.linear(asked, rows[:, :-1], rows[:, -1]))
-    expected = ranking.calibrated_loss(torch.cat(answers), truth.repeat(2))
-    assert evidence.loss["closed-form"] == pytest.approx(expected, rel=1e-3)
-    # and the full difference's that of networks with the difference in them
-    first = of.config.vae.latents
-    latents = of.unscale(torch.ones(of.latent_shape(1, 3)))
-    trunks = of.trunks(latents)
-    answers = []
-    for fold in range(2):
-        tested = torch.arange(4) % 2 == fold
-        part = Support(
-            *(x[:, :, ~tested] for x in (task.images, task.features, task.trunk_features, task.mask)),
-        )
-        rows, base = of.rows(latents, trunks, part)
-        torch.testing.assert_close(rows - base, of.vae.decode_row(latents[:, first:]))
-        answers.append(of.logits(trunks[0], rows[0], task.images[0][:, tested].flatten(0, 1)))
-    expected = ranking.calibrated_loss(torch.cat(answers), truth.repeat(2))
-    assert evidence.loss["mean"] == pytest.approx(expected, rel=1e-3)
+        asked = torch.arange(4) % 2 == fold
+        part = without(task, asked)
+        latents = woven(of, part, found)[0]
+        means = part.features[0].mean(1)
+        nearest.append(-torch.cdist(task.features[0][:, asked].flatten(0, 1), means))
+        for i, z in enumerate(latents):
+            trunk = of.trunks(z[None])
+            rows, _ = of.rows(z[None], trunk, part, ridge_share=found[i].ridge)
+            answers[i].append(of.logits(trunk[0], rows[0], task.images[0][:, asked].flatten(0, 1)))
+    # Then loss and accuracy are those of the answers to both halves together, for every kind and every sample
+    for i, parts in enumerate(answers):
+        logits = torch.cat(parts)
+        assert evidence.loss[i] == pytest.approx(ranking.calibrated_loss(logits, truth), rel=1e-3)
+        assert evidence.accuracy[i] == pytest.approx(float((logits.argmax(1) == truth).float().mean()))
+    assert len(set(evidence.loss)) == len(found)  # samples are judged one by one
+    closed = [k.origin for k in found].index("closed-form")
+    assert evidence.baselines == {
+        "closed_form": evidence.accuracy[closed],
+        "nearest_class_mean": pytest.approx(float((torch.cat(nearest).argmax(1) == truth).float().mean())),
+    }
+
+
+@pytest.mark.parametrize("spec", [CNN_S, HEAD])
+def test_what_is_woven_from_all_samples_does_not_notice_the_folds_beside_it(spec: ArchitectureSpec) -> None:
+    of = loom(spec)
+    task = support(of, 3, 6)
+    _, latents, found = folded(of, task, "diffusion", 3)
+    alone = woven(of, task, found)
+    torch.testing.assert_close(latents[:1], alone, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(latents[1], alone[0], atol=1e-3)
 
 
 def test_cross_validation_does_not_see_padding() -> None:
     of = loom(CNN_S)
     task = support(of, 3, 5)
-    plain, longer = (cross_validate(of, constant, t, SAMPLING) for t in (task, padded(task, 3, junk=2.0)))
+    plain, longer = (folded(of, t, "diffusion", 3)[0] for t in (task, padded(task, 3, junk=2.0)))
     assert plain.images == longer.images == 15
     assert longer.loss == pytest.approx(plain.loss, rel=1e-3)
+    assert longer.accuracy == pytest.approx(plain.accuracy)
+    assert longer.baselines == pytest.approx(plain.baselines)
 
 
-def test_a_single_image_of_a_class_leaves_nothing_to_validate() -> None:
+def with_counts(*counts: int) -> Support:
+    """A task with so many images of its classes."""
+    task = support(loom(CNN_S), len(counts), max(counts))
+    mask = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+    return replace(task, mask=mask[None])
+
+
+@pytest.mark.parametrize(
+    ("counts", "folds"),
+    [
+        ((1, 1, 1), 0),
+        ((1, 9), 0),  # what is known of one class of two does not speak for both
+        ((1, 1, 5, 5), 0),
+        ((1, 3, 9), 3),  # two of three do
+        ((2, 2), 2),
+        ((2, 9), 2),
+        ((3, 3), 3),
+        ((10, 10), 3),
+        ((3, 11), 3),
+    ],
+)
+def test_folds_follow_the_numbers_of_images(counts: tuple[int, ...], folds: int) -> None:
+    assert ranking.folds_of(with_counts(*counts)) == folds
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (3, 3, 3), (1, 3, 10), (2, 9), (5, 4, 3)])
+def test_folds_ask_about_every_image_once_and_leave_every_class_one_that_is_looked_at(counts: tuple[int, ...]) -> None:
+    task = with_counts(*counts)
+    folds = ranking.folds_of(task)
+    together, tested = ranking.with_folds(task, folds)
+    assert torch.equal(together.mask[0], task.mask[0])
+    assert (tested.int().sum(0) == (task.mask[0] & (task.mask[0].sum(-1, keepdim=True) > 1)).int()).all()
+    held = together.mask[1:]
+    assert torch.equal(held | tested, task.mask.expand_as(held))
+    assert not (held & tested).any()
+    assert held[..., :LOOKED_AT].any(-1).all()
+    assert tested.any(-1).any(-1).all()
+
+
+def test_where_images_are_many_one_fold_is_asked_about() -> None:
+    task = with_counts(12, 3)
+    together, tested = ranking.with_folds(task, ranking.folds_of(task))
+    assert tested.shape[0] == 1
+    assert tested.sum(-1).tolist() == [[4, 1]]
+    assert together.mask.sum(-1).tolist() == [[12, 3], [8, 2]]
+
+
+def test_unbalanced_classes_are_cross_validated() -> None:
     of = loom(CNN_S)
-    task = support(of, 3, 4)
-    task.mask[0, 1, 1:] = False
-    assert cross_validate(of, constant, task, SAMPLING) == Evidence({}, 0)
+    evidence, _, _ = folded(of, with_counts(1, 2, 6), "diffusion", 2)
+    assert evidence.images == 8  # all but the only one of its class
+    assert all(torch.tensor(value).isfinite() for value in evidence.loss)
 
 
-def test_two_images_of_the_smallest_class_make_two_folds() -> None:
+def test_only_the_images_that_the_encoder_looks_at_are_compared_with_their_means() -> None:
+    # Given a task whose later images carry nonsense in the encoder's place
     of = loom(CNN_S)
-    task = support(of, 3, 6)
-    task.mask[0, 1, 2:] = False
-    evidence = cross_validate(of, constant, task, SAMPLING, folds=3)
-    assert evidence.images == 14  # every image is asked about once
-    assert all(torch.tensor(value).isfinite() for value in evidence.loss.values())
+    task = support(of, 2, LOOKED_AT + 6)
+    task.features[:] = 0.1 * torch.randn(task.features.shape, generator=seeded())
+    task.features[0, 0, :, 0] += 5
+    task.features[:, :, LOOKED_AT:] = torch.nan
+    # Then neither baseline nor losses see it
+    evidence, latents, _ = folded(of, task, MEAN, 2)
+    assert evidence.baselines["nearest_class_mean"] == 1.0
+    assert latents.isfinite().all()
 
 
-def networks(*origins: str) -> list[Candidate]:
-    return [Candidate(None, origin, EMPTY, EMPTY) for origin in origins]
+def evidence(images: int, *losses: float) -> Evidence:
+    return Evidence(losses, (0.0,) * len(losses), images, {})
 
 
-def scores(*losses: float) -> list[Score]:
-    return [Score(loss, 0.0) for loss in losses]
-
-
-def test_held_out_likelihood_ranks_and_ties_keep_their_order() -> None:
-    order = ranking.rank(networks("a", "b", "c"), scores(0.5, 0.2, 0.5), Evidence({}, 0), 10)
-    assert order == [1, 0, 2]
+def test_likelihood_ranks_and_ties_keep_their_order() -> None:
+    assert ranking.rank(3, [evidence(10, 0.5, 0.2, 0.5)]) == [1, 0, 2]
 
 
 def test_without_any_evidence_the_order_given_stays() -> None:
-    assert ranking.rank(networks("a", "b", "c"), scores(3, 2, 1), Evidence({}, 0), 0) == [0, 1, 2]
+    assert ranking.rank(3, []) == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("held_out", "order"), [(0, [1, 0]), (5, [1, 0]), (50, [0, 1])])
+@pytest.mark.parametrize(("held_out", "order"), [(5, [1, 0]), (50, [0, 1])])
 def test_both_kinds_of_evidence_count_by_their_images(held_out: int, order: list[int]) -> None:
-    # Cross-validation over 10 images is for the closed form by 1.0, the held-out images for the mean by 0.5
-    evidence = Evidence({"mean": 1.5, "closed-form": 0.5}, 10)
-    assert ranking.rank(networks("mean", "closed-form"), scores(0.5, 1.0), evidence, held_out) == order
-
-
-def test_samples_of_one_kind_share_their_evidence_and_keep_their_order() -> None:
-    evidence = Evidence({"mean": 2.0, "closed-form": 1.0, "diffusion": 1.5}, 10)
-    found = ranking.rank(networks("mean", "diffusion", "diffusion", "closed-form"), scores(0, 0, 0, 0), evidence, 0)
-    assert found == [3, 1, 2, 0]
+    # Cross-validation over 10 images is for the second by 1.0, the held-out images for the first by 0.5
+    assert ranking.rank(2, [evidence(10, 1.5, 0.5), evidence(held_out, 0.5, 1.0)]) == order
 
 
 def test_score_is_loss_and_accuracy() -> None:
@@ -116,12 +187,12 @@ def test_score_is_loss_and_accuracy() -> None:
     rows = torch.zeros(2, 25)
     rows[0, 0] = rows[1, 1] = 5.0
     x = torch.eye(24)[[0, 1, 1, 0]]
-    found = ranking.score(of, Candidate(None, "x", EMPTY, rows), x, torch.tensor([0, 1, 1, 1]))
-    assert found.accuracy == 0.75
+    loss, accuracy = ranking.score(of, Candidate(None, "x", EMPTY, rows), x, torch.tensor([0, 1, 1, 1]))
+    assert accuracy == 0.75
     # and the loss is that at the best temperature of the grid, whatever the head's own
     logits, truth = 5 * torch.eye(2)[[0, 1, 1, 0]], torch.tensor([0, 1, 1, 1])
     losses = [F.cross_entropy(logits * t, truth).item() for t in ranking.TEMPERATURES]
-    assert found.loss == pytest.approx(min(losses))
+    assert loss == pytest.approx(min(losses))
     assert min(losses) < F.cross_entropy(logits, truth).item()
 
 
@@ -132,7 +203,7 @@ def test_confidence_does_not_decide() -> None:
     rows[0, 0] = rows[1, 1] = 2.5
     x, truth = torch.eye(24)[[0, 1, 1, 0]], torch.tensor([0, 1, 1, 1])
     sure, plain = (ranking.score(of, Candidate(None, "x", EMPTY, c * rows), x, truth) for c in (2.0, 1.0))
-    assert sure.loss == pytest.approx(plain.loss)
+    assert sure == pytest.approx(plain)
 
 
 def test_baselines_are_those_of_a_user_without_a_generator() -> None:
@@ -145,17 +216,9 @@ def test_baselines_are_those_of_a_user_without_a_generator() -> None:
     task.features[0, 0, 3] = -100
     task.mask[0, 0, 3] = False
     x = torch.cat((features[0, 0, :3], features[0, 1]))
-    found = ranking.baselines(of, task, x, x, torch.tensor([0, 0, 0, 1, 1, 1, 1]))
-    assert found == {"closed_form": 1.0, "nearest_class_mean": 1.0}
-
-
-def test_novelty_knows_the_familiar_from_the_strange() -> None:
-    # Given a task, a zoo with that very task among its neighbours, and a zoo of the opposite
-    of = loom(CNN_S)
-    task = support(of, 3, 6)
-    _, code = of.set_encoder(task.features, task.mask)
-    near = code + 0.05 * torch.randn(20, 16, generator=seeded())
-    assert ranking.novelty(of, task, Zoo({"set_codes": torch.cat((near, code))})) == {"score": 0.0, "warning": None}
-    strange = ranking.novelty(of, task, Zoo({"set_codes": -near}))
-    assert strange["score"] == 1.0
-    assert "unlike every task" in str(strange["warning"])
+    zero = Candidate(None, "x", EMPTY, torch.zeros(2, 25))
+    found = ranking.judge(of, [zero], task, x, x, torch.tensor([0, 0, 0, 1, 1, 1, 1]))
+    assert found.baselines == {"closed_form": 1.0, "nearest_class_mean": 1.0}
+    # beside them stands the network that was asked: one that always says the same
+    assert (found.images, found.accuracy) == (7, (pytest.approx(3 / 7),))
+    assert found.loss == (pytest.approx(0.6931, abs=1e-3),)

@@ -57,11 +57,11 @@ def test_both_backends_denoise_alike(bundle: Bundle, target: str) -> None:
 
 @pytest.mark.parametrize("target", ["cnn-s", "head"])
 def test_both_backends_generate_the_same_weights(tiny_bundle: Path, target: str) -> None:
-    options = GenerateOptions(target, seed=3, candidates=3, guidance=2.0)
+    options = GenerateOptions(target, seed=3, method="diffusion", candidates=3, guidance=2.0)
     networks = []
     for backend in ("torch", "onnxruntime"):
         woven = Generator.load(tiny_bundle, backend=backend).weave(*letters("ABC", 8), options)
-        networks.append([(n.origin, n.trunk, n.rows) for n in woven.networks])
+        networks.append([(n.origin, n.trunk, n.rows) for n in woven.networks()])
     for (origin, trunk, rows), (other_origin, other_trunk, other_rows) in zip(*networks, strict=True):
         assert origin == other_origin
         torch.testing.assert_close(other_trunk, trunk, atol=1e-4, rtol=0)

@@ -331,6 +331,17 @@ def test_cards_survive_json_and_are_strict() -> None:
             card(**wrong)
 
 
+@pytest.mark.parametrize("ranked_on", ["holdout", "cross-validation", "conditioning"])
+def test_cards_say_what_ranked_them(ranked_on: str) -> None:
+    measured = {"holdout_accuracy": 0.9, "ranked_on": ranked_on, "n_holdout": 10}
+    whole = card(measured=measured)
+    assert whole.measured is not None
+    assert whole.measured.ranked_on == ranked_on
+    assert ModelCard.model_validate_json(whole.model_dump_json()) == whole
+    with pytest.raises(ValidationError):
+        card(measured={**measured, "ranked_on": "a hunch"})
+
+
 def test_every_field_is_described() -> None:
     found = [each for each in vars(records).values() if isinstance(each, type) and issubclass(each, records.Record)]
 

@@ -89,7 +89,7 @@ def test_queues_are_read_when_asked(gateway: Gateway) -> None:
     assert seen['loomweight_jobs_queued{queue="large"}'] == 0
     assert seen["loomweight_workers_alive"] == 1
     assert seen["loomweight_broker_up"] == 1
-    assert seen['loomweight_jobs_created_total{kind="generate",method="diffusion",target="cnn-s"}'] == 3
+    assert seen['loomweight_jobs_created_total{kind="generate",method="conditional-mean",target="cnn-s"}'] == 3
     assert seen["loomweight_upload_bytes_count"] == 3
 
 

@@ -21,7 +21,15 @@ from workers.messages import unpack_samples
 
 def test_samples_become_a_job(gateway: Gateway, redis: Redis) -> None:
     response = gateway.post(
-        5, options={"candidates": "16", "holdout": "0", "guidance": "1.5", "seed": "7", "steps": ""}
+        5,
+        options={
+            "method": "diffusion",
+            "candidates": "16",
+            "holdout": "0",
+            "guidance": "1.5",
+            "seed": "7",
+            "steps": "",
+        },
     )
     assert response.status_code == 202, response.text
     job = response.json()
@@ -54,6 +62,17 @@ def test_samples_become_a_job(gateway: Gateway, redis: Redis) -> None:
     [message] = redis.lrange("generate", 0, -1)
     assert job["id"] in json.loads(message)["headers"]["kwargsrepr"]
     assert gateway.jobs.due() == []
+
+
+def test_what_a_request_leaves_open(gateway: Gateway) -> None:
+    for response in (
+        gateway.post(),
+        gateway.post(options={"holdout": ""}),
+        gateway.client.post("/generate", json=samples_json(holdout=None)),
+    ):
+        request = response.json()["request"]
+        assert (request["method"], request["candidates"], request["holdout"]) == ("conditional-mean", 8, None)
+    assert gateway.post(options={"holdout": "0.2"}).json()["request"]["holdout"] == 0.2
 
 
 @pytest.mark.parametrize(

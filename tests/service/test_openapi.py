@@ -43,6 +43,11 @@ def test_both_bodies_of_generate(schema: dict[str, Any]) -> None:
     body = schema["components"]["schemas"]["GenerateJson"]["properties"]
     assert set(form) - set(body) == {"labels", "dataset"}
     assert all(option.get("description") for option in (*form.values(), *body.values()))
+    for properties in (form, body):
+        assert properties["method"]["enum"] == ["conditional-mean", "diffusion", "kde", "retrieve"]
+        assert properties["method"]["default"] == "conditional-mean"
+        assert properties["holdout"].get("default") is None
+        assert "cross-validation" in properties["holdout"]["description"]
     assert {"200", "202", "400", "409", "413", "415", "422", "503"} == set(operation["responses"])
     assert operation["responses"]["202"]["headers"]["Location"]
 

@@ -1,5 +1,6 @@
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def test_sets_without_withheld_classes_train_everything(name: str) -> None:
 def test_rendered_sets_keep_some_classes_from_the_encoder(name: str) -> None:
     assert labelled(name, 20).classes_of("generator") == [3, 8, 13, 18]
     assert len(labelled(name, 20).classes_of("encoder")) == 16
+
+
+@pytest.mark.parametrize("name", ["characters", "emblems"])
+def test_invented_sets_are_for_the_generator_alone(name: str) -> None:
+    assert labelled(name, 20).classes_of("generator") == list(range(20))
+    assert not labelled(name, 20).classes_of("encoder", "validation", "test")
 
 
 def test_members_are_the_images_of_each_class() -> None:
@@ -139,11 +146,38 @@ def test_a_missing_source_is_said(tmp_path: Path, source: str | None, message: s
         )
 
 
-def test_rendered_sets_repeat_and_their_splits_differ() -> None:
-    one, labels = synthetic.textures(3, 1, classes=4, draw_seed=2)
-    assert np.array_equal(one, synthetic.textures(3, 1, classes=4, draw_seed=2)[0])
-    assert not np.array_equal(one, synthetic.textures(3, 1, classes=4, draw_seed=3)[0])
+@pytest.mark.parametrize("make", [synthetic.textures, synthetic.characters, synthetic.emblems])
+def test_drawn_sets_repeat_and_their_splits_differ(make: Callable[..., tuple[data.Images, data.Labels]]) -> None:
+    one, labels = make(3, 1, classes=4, draw_seed=2)
+    assert one.shape == (12, 32, 32, 3)
+    assert one.dtype == np.uint8
+    assert one.reshape(12, -1).std(1).min() > 5  # something shows
+    assert np.array_equal(one, make(3, 1, classes=4, draw_seed=2)[0])
+    assert not np.array_equal(one, make(3, 1, classes=4, draw_seed=3)[0])
+    assert not np.array_equal(one, make(3, 2, classes=4, draw_seed=2)[0])
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("make", [synthetic.characters, synthetic.emblems])
+def test_a_class_of_a_drawn_set_looks_like_itself(make: Callable[..., tuple[data.Images, data.Labels]]) -> None:
+    # Given images of the training split and the test split, drawn by another hand
+    (train, labels), (test, truth) = (make(20, 1, classes=5, draw_seed=seed) for seed in (2, 3))
+    means = np.stack([train[labels == c].astype(float).mean(0).ravel() for c in range(5)])
+    distance = ((test.reshape(len(test), 1, -1) - means) ** 2).sum(-1)
+    # Then even mean pixels tell most of the classes: they are the same classes
+    assert (distance.argmin(1) == truth).mean() > 0.5
+
+
+@pytest.mark.parametrize("name", ["textures", "characters", "emblems"])
+def test_drawn_domains_have_the_same_classes_in_both_splits(tmp_path: Path, name: str) -> None:
+    small = Recipe("small", data=DataRecipe(domains=(name,), rendered_per_class=4, rendered_classes=3))
+    data.prepare(small, tmp_path, None)
+    train, test = (data.load(small, tmp_path, split, name) for split in ("train", "test"))
+    assert train.classes == test.classes == tuple(f"{name}-{i}" for i in range(3))
+    assert (len(train.labels), len(test.labels)) == (12, 3)
+
+
+def test_rendered_sets_repeat() -> None:
     for coloured in (False, True):
         drawn, _ = synthetic.glyphs(2, 1, characters="AБ∑", coloured=coloured)
         assert drawn.shape == (6, 32, 32, 3)

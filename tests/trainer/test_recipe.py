@@ -1,8 +1,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from trainer import cli, recipe
+from loomweight import architectures
+from loomweight.candidates import SCALES
+from trainer import cli, diffusion, recipe
 from trainer.recipe import RECIPES, GeneratorRecipe
 
 
@@ -12,6 +15,11 @@ def test_every_shipped_recipe_loads(name: str) -> None:
     assert loaded.name == name
     assert loaded.targets
     assert set(loaded.bank.views) <= set(loaded.data.domains)
+    # A prior that is no candidate of its target would go unnoticed
+    for target, prior in loaded.sampling.prior.items():
+        shares = [k for k in SCALES if k.origin == prior]
+        assert shares, f"{target}: {prior}"
+        assert architectures.get(target, encoder_dim=8).trunk or prior in ("mean", "mean-half", "closed-form")
     assert hash(loaded.data.domains) is not None  # lists became tuples
 
 
@@ -34,7 +42,7 @@ def test_an_unknown_key_is_an_error(tmp_path: Path, text: str, message: str) -> 
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
-    with pytest.raises(FileNotFoundError, match=r"no recipe nope; there are \[.*'starter', 'tiny'.*\]"):
+    with pytest.raises(FileNotFoundError, match=r"no recipe nope; there are \[.*'starter'.*'tiny'.*\]"):
         recipe.load("nope")
 
 
@@ -60,3 +68,17 @@ def test_a_shard_is_i_of_n(text: str, capsys: pytest.CaptureFixture[str]) -> Non
         cli.main(["zoo", "--recipe", "tiny", f"--shard={text}"])
     assert stopped.value.code == 2
     assert "is not i/n with 0 <= i < n" in capsys.readouterr().err
+
+
+def test_diffusion_runs_for_some_targets_on_some_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+    threads: list[int] = []
+    monkeypatch.setattr(diffusion, "train_target", lambda recipe, run, target, shelves: trained.append(target))
+    monkeypatch.setattr("trainer.bank.load", lambda recipe, run: {})
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    tiny = ["diffusion", "--recipe", "tiny", "--run", str(tmp_path)]
+    assert cli.main(tiny) == 0
+    assert trained == list(recipe.load("tiny").targets)
+    assert cli.main([*tiny, "--targets", "head", "--threads", "3"]) == 0
+    assert trained[2:] == ["head"]
+    assert threads == [recipe.load("tiny").threads, 3]

@@ -52,6 +52,20 @@ def test_the_encoder_sees_its_own_classes_alone(photographs: Path) -> None:
     assert set(sampler.labels[0].tolist()) == set(range(len(shown)))
 
 
+def test_the_encoder_passes_over_domains_that_are_the_generator_s_alone(photographs: Path) -> None:
+    # Given a domain of invented characters before one that the encoder learns
+    own = data.load_all(PHOTOGRAPHS, photographs, "train")
+    labels = np.repeat(np.arange(4), 3)
+    invented = data.Domain("characters", np.full((12, 32, 32, 3), 255, np.uint8), labels, tuple("abcd"))
+    alone, both = encoder.Sampler(own, {"cifar100": 2.0}), encoder.Sampler([invented, *own], {"cifar100": 2.0})
+    # Then nothing of it is in what the encoder learns, not even a weight
+    assert both.classes == alone.classes
+    assert len(both.images) == len(own)
+    (x, y), (z, w) = (s.draw(16, seeded()) for s in (alone, both))
+    assert torch.equal(x, z)
+    assert torch.equal(y, w)
+
+
 def test_no_test_class_is_in_the_bank_and_no_validation_class_in_a_training_episode(photographs: Path) -> None:
     shelves = bank.load(PHOTOGRAPHS, photographs)
     assert {v.view for v in shelves} == {"plain", "invert"}

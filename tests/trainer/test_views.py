@@ -4,7 +4,9 @@ from torch import Tensor
 
 from tests.loomweight.made import seeded
 from trainer import views
-from trainer.views import VIEWS
+from trainer.views import NEW_CLASSES, VIEWS
+
+ALL = (*VIEWS, *NEW_CLASSES, "jigsaw")
 
 
 def pictures(count: int = 12) -> Tensor:
@@ -14,7 +16,7 @@ def pictures(count: int = 12) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("seed", range(5))
 def test_views_keep_shape_and_range_and_repeat(name: str, seed: int) -> None:
     x = pictures()
@@ -27,7 +29,7 @@ def test_views_keep_shape_and_range_and_repeat(name: str, seed: int) -> None:
     assert torch.equal(seen, x) == (name == "plain")
 
 
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_view_is_one_change_for_all_images(name: str) -> None:
     x = pictures()
     together = views.view(name, x, seeded(1))
@@ -38,6 +40,44 @@ def test_a_view_is_one_change_for_all_images(name: str) -> None:
 def test_an_unknown_view_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown view sepia"):
         views.view("sepia", pictures(), seeded())
+
+
+def test_turned_views_are_quarter_turns() -> None:
+    x = pictures()
+    turned = {name: views.view(name, x, seeded()) for name in NEW_CLASSES}
+    assert list(turned) == ["turn-90", "turn-180", "turn-270"]
+    torch.testing.assert_close(turned["turn-90"][..., 0, :], x[..., -1])  # the right edge is the upper one then
+    torch.testing.assert_close(turned["turn-180"], x.flip(-1, -2))
+    again = views.view("turn-270", turned["turn-90"], seeded())
+    torch.testing.assert_close(again, x)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_jigsaw_has_the_same_quarters_and_none_of_it_is_the_picture(seed: int) -> None:
+    # Given a picture whose quarters have four brightnesses
+    x = torch.zeros(1, 3, 32, 32)
+    for i, (row, column) in enumerate(((0, 0), (0, 16), (16, 0), (16, 16))):
+        x[..., row : row + 16, column : column + 16] = i / 4
+    seen = views.jigsaw(x, seeded(seed))
+    parts = [seen[0, 0, row, column].item() for row in (0, 16) for column in (0, 16)]
+    # Then they stand in another order, the first one never where it was
+    assert sorted(parts) == [0, 0.25, 0.5, 0.75]
+    assert parts[0] != 0
+    assert parts[1] == 0
+    # and no pixel is lost from a picture that is not so plain
+    whole = pictures()[:1]
+    assert torch.equal(views.jigsaw(whole, seeded(seed)).flatten().sort().values, whole.flatten().sort().values)
+
+
+def test_jigsaws_differ() -> None:
+    assert (
+        len({views.jigsaw(pictures()[3:4], seeded(seed))[0, 0].sum(0).sort().values[0].item() for seed in range(20)})
+        > 5
+    )
+
+
+def test_new_classes_are_not_augmentations() -> None:
+    assert not {*NEW_CLASSES, "jigsaw"} & set(VIEWS)
 
 
 def test_grey_is_grey_and_invert_undoes_itself() -> None:

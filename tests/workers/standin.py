@@ -16,10 +16,11 @@ TARGET = "tiny-head"
 
 @dataclass
 class StandIn:
-    """`on_step` runs before every denoising step; `error` is raised instead of generating."""
+    """`on_step` runs before every denoising step; `error` is raised instead of generating; it has `most` models."""
 
     error: Exception | None = None
     steps: int = 4
+    most: int = 64
     on_step: Callable[[int], None] = lambda step: None
     calls: list[GenerateOptions] = field(default_factory=list)
     entered: threading.Event = field(default_factory=threading.Event)
@@ -56,13 +57,13 @@ class StandIn:
             raise self.error
         classes = tuple(sorted(set(labels)))
         return GenerationResult(
-            models=tuple(self._model(rank, classes, options) for rank in range(options.keep)),
+            models=tuple(self._model(rank, classes, options) for rank in range(min(options.keep, self.most))),
             classes=classes,
             seed=options.seed,
             method=options.method,
             bundle=self.bundle.id,
-            ranked_on="holdout",
-            n_holdout=1,
+            ranked_on="cross-validation",
+            n_holdout=len(labels),
             baselines={"chance": 1 / len(classes)},
             novelty={"score": 0.25, "warning": None},
             timings_ms={"encode": 1.0, "sample": 2.0, "decode_weights": 1.0, "rank": 1.0},

@@ -12,6 +12,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from loomweight.errors import InvalidRequest
+from loomweight.generator import GenerateOptions
 from model_store.models import new_model_id
 from model_store.store import StoreUnavailable
 from tests.workers import uploads
@@ -64,6 +65,8 @@ def test_card_and_metadata_tell_where_a_model_comes_from(runtime: Runtime, submi
     assert card.lineage.job_id == job_id
     assert card.measured is not None
     assert card.measured.holdout_accuracy == 0.75
+    assert (card.measured.ranked_on, card.measured.n_holdout) == ("cross-validation", 4)
+    assert ended(runtime, job_id).result.ranked_on == "cross-validation"  # type: ignore[union-attr]
     assert [(tensor.name, tensor.dtype, tensor.shape) for tensor in card.tensors] == [("head.weight", "F32", (2, 4))]
     assert runtime.models.read(card, "onnx").startswith(b"onnx:")
     assert metadata["seed"] == "3"
@@ -73,6 +76,20 @@ def test_card_and_metadata_tell_where_a_model_comes_from(runtime: Runtime, submi
     assert set(metadata) == {
         "generator", "bundle", "target", "origin", "seed", "condition_sha256", "classes", "licence",
     }  # fmt: skip
+
+
+def test_fewer_models_than_asked_for_are_all_stored(runtime: Runtime, submit: Submit, generator: StandIn) -> None:
+    generator.most = 2
+    job_id = submit(keep=4, candidates=8)
+
+    assert generate(job_id, runtime) == "succeeded"
+    assert [model.rank for model in ended(runtime, job_id).result.models] == [0, 1]  # type: ignore[union-attr]
+
+
+def test_what_a_request_leaves_open_is_the_generator_s(runtime: Runtime, submit: Submit, generator: StandIn) -> None:
+    generate(submit(seed=3), runtime)
+    assert generator.calls == [GenerateOptions(TARGET, seed=3)]
+    assert generator.calls[0].holdout is None
 
 
 def test_a_dataset_file_is_read_as_one(runtime: Runtime, submit: Submit) -> None:

@@ -155,7 +155,7 @@ def test_a_cancel_reaches_a_running_job(runtime: Runtime, send: Submit, log: Pat
 def test_the_worker_outlives_its_child(runtime: Runtime, send: Submit, log: Path) -> None:
     with worker(runtime.settings, log):
         lost = send(steps=300)
-        until(lambda: job(runtime, lost).status == "running")
+        until(lambda: job(runtime, lost).status == "running" and alive(runtime))
         os.kill(alive(runtime)[0].pid, signal.SIGKILL)
         other = send()
 
