@@ -27,6 +27,7 @@ from torch import Tensor
 
 from benchmarks import results
 from loomweight.architectures import ArchitectureSpec, Weights
+from loomweight.candidates import MEAN
 from loomweight.errors import InvalidRequest
 from loomweight.features import preprocess
 from loomweight.generator import GenerateOptions, Generator
@@ -171,14 +172,14 @@ def starts(generator: Generator, target: str, s: Whole, seed: int) -> dict[str, 
 
     def woven(method: str, shots: int = SHOTS) -> dict[str, Tensor]:
         x, y = s.few(shots, seed)
-        options = GenerateOptions(target=target, seed=seed, method=method)
+        options = GenerateOptions(target=target, seed=seed, method=method, holdout=0.0)
         w = generator.weave(x.numpy(), [f"{c:03d}" for c in y.tolist()], options)
-        order = generator.rank(w).order if method == "diffusion" else range(len(w.networks))
-        best = next(w.networks[i] for i in order if w.networks[i].origin != "closed-form")
+        order = generator.rank(w).order if method == MEAN else [0]  # the nearest zoo model as it is
+        best = w.network(next(i for i in order if w.candidates[i].origin != "closed-form"))
         return {k: v.clone() for k, v in join(spec, best.trunk, best.rows).items()}  # out of inference mode
 
     return {
-        "generated": lambda: woven("diffusion"),
+        "generated": lambda: woven(MEAN),
         "shared initialisation": lambda: arms.from_shared(setting(1), spec, trunk),
         "trunk probe": lambda: arms.trunk_probe_weights(setting(SHOTS), spec, trunk),
         STRONG_PROBE: lambda: arms.trunk_probe_weights(setting(PROBE_SHOTS), spec, trunk),

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Generator as Random
-from torch import Tensor
 
 from benchmarks import results
 from loomweight.generator import GenerateOptions, Generator
@@ -69,7 +67,7 @@ def per_request(
         return arms.Setting(p.x, p.y, generator.runtime.encode(p.x), p.classes, p.seed)
 
     found: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
-        "generate, 8 candidates": (
+        "generate": (
             lambda: generator.generate(p.x.numpy(), labels, GenerateOptions(target=target, seed=0)),
             (),
         ),
@@ -82,14 +80,12 @@ def per_request(
     trunk = {k: whole[k] for k in spec.trunk_shapes()}
     shared = (f"shared {target}",)
 
-    def trained(initial: dict[str, Tensor], steps: int) -> Callable[[], object]:
-        return lambda: arms.trained(s, spec, initial, steps)
+    def tuned(name: str) -> Callable[[], object]:
+        return lambda: arms.tuned(name, s, spec, trunk)
 
     found["trunk probe"] = (lambda: arms.trunk_probe_weights(s, spec, trunk), shared)
-    fresh = spec.initial(p.classes, Random().manual_seed(0))
-    for steps in (10, 100, 1000):
-        found[f"fine-tune {steps}"] = (trained(arms.from_shared(s, spec, trunk), steps), shared)
-        found[f"scratch {steps}"] = (trained(fresh, steps), ())
+    for name in arms.LEARNING_RATES:
+        found[name] = (tuned(name), () if name.startswith("scratch") else shared)
     return found
 
 
@@ -123,7 +119,7 @@ def main() -> None:
     for name, (what, stages_of) in per_request(generator, options.target, problem).items():
         cost[name] = results.interval([options.threads * t for t in measure(what, options.repeats)])
         needs[name] = sum(stages[s] for s in stages_of)
-    ours = "generate, 8 candidates"
+    ours = "generate"
     needs[ours] = sum(stages.values())
     rows = []
     for name, request in cost.items():

@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
-from torch import Generator, Tensor
 
 from benchmarks import results
 from cli.client import LoomweightClient
@@ -132,16 +131,15 @@ def rivals(bundle: Bundle, runtime: Runtime) -> dict[str, Callable[[arms.Setting
     whole = join(spec, loom.vae.shared, torch.zeros(1, spec.width + 1))
     trunk = {k: whole[k] for k in spec.trunk_shapes()}
 
-    def trained(initial: Callable[[arms.Setting], dict[str, Tensor]]) -> Callable[[arms.Setting], arms.Predict]:
-        return lambda s: arms.network(spec, arms.trained(s, spec, initial(s), 100))
+    def tuned(name: str) -> Callable[[arms.Setting], arms.Predict]:
+        return lambda s: arms.network(spec, arms.tuned(name, s, spec, trunk))
 
     return {
         "pixels": lambda s: arms.pixels(s, 8),
         "nearest class mean": arms.nearest_class_mean,
         "logistic probe": arms.logistic_probe,
         "trunk probe": lambda s: arms.network(spec, arms.trunk_probe_weights(s, spec, trunk)),
-        "fine-tune 100": trained(lambda s: arms.from_shared(s, spec, trunk)),
-        "scratch 100": trained(lambda s: spec.initial(s.classes, Generator().manual_seed(s.seed))),
+        **{name: tuned(name) for name in ("fine-tune 100", "scratch 100")},
     }
 
 

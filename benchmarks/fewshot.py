@@ -3,9 +3,12 @@ images.
 
     python -m benchmarks.fewshot --run runs/starter --data DIR --out docs/results/fewshot.json
 
-`generated`: one sample, given all images. `generated alone, best of 8`: ranked as the service ranks (a fifth held
-out where that makes at least one image a class, and cross-validation), the closed form left out. `service's
-answer`: what `POST /generate` gives with its defaults. Rivals get all images. Differences are paired by task.
+makes all rows, on two processes in about half an hour; rows that the file already has, of the same bundle and the same
+numbers of tasks, are kept. `--only cifar10/cnn-l/5` (set, target, images a class; `*` for any) makes a row alone.
+
+`generated`: one sample, given all images. `generated alone, best of 8`: ranked as the service ranks, the closed form
+left out. `service's answer`: what `POST /generate` gives with its defaults. Rivals get all images (rivals.py). Leads
+are paired by task; dear arms run on the first tasks only.
 """
 
 import argparse
@@ -13,201 +16,166 @@ import json
 import multiprocessing as mp
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Generator as Random
-from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks import results
+from benchmarks import leads, results, rivals
 from loomweight import ranking
-from loomweight.bundle import Bundle
-from loomweight.candidates import Candidate
-from loomweight.generator import GenerateOptions, Generator
-from loomweight.weight_vae import join
+from loomweight.candidates import HEAD_SCALES, MEAN, SCALES
+from loomweight.generator import GenerateOptions, Generator, Weaving
 from trainer import arms, evalsets
 from trainer import recipe as recipes
 from trainer.evalsets import EvalSet, Problem
 
-ON_FEATURES = ("nearest class mean", "logistic probe")
-LEARNING_RATES = {10: 3e-3, 100: 1e-3, 1000: 1e-3}
-"""Of fine-tuning and scratch by steps; chosen on validation classes (docs/log.md, 10)."""
+SETS = ("tiny-imagenet-32", "cifar100", "cifar10", "digits")
+SHOTS = (1, 5, 20)
+WAYS = {"head": 5}
+"""Classes of a task; 10 where a target is not named."""
 
 
-def generated(generator: Generator, target: str, p: Problem) -> dict[str, tuple[float, float]]:
+def generated(generator: Generator, target: str, p: Problem) -> rivals.Outcomes:
     """Accuracy and seconds of the product's own arms."""
     loom = generator.looms[target]
     x, labels = p.x.numpy(), [f"{i:03d}" for i in p.y.tolist()]
     asked = loom.spec.adapt(p.query) if loom.spec.trunk else p.query_features
 
-    def accuracy(n: Candidate) -> float:
-        return ranking.score(loom, n, asked, p.query_labels).accuracy
+    def request(method: str) -> tuple[Weaving, list[int], float]:
+        start = time.perf_counter()
+        w = generator.weave(x, labels, GenerateOptions(target=target, seed=p.seed, method=method))
+        order = generator.rank(w).order
+        w.network(order[0])
+        return w, order, time.perf_counter() - start
 
-    start = time.perf_counter()
-    everything = generator.weave(x, labels, GenerateOptions(target=target, seed=p.seed, holdout=0.0)).networks
-    whole = time.perf_counter() - start
-    by_origin = {n.origin: n for n in reversed(everything)}
-    out = {
-        "generated": (accuracy(by_origin["diffusion"]), whole),
-        "conditional mean": (accuracy(by_origin["mean"]), whole),
-        **(
-            {"generated trunk, closed-form head": (accuracy(by_origin["mean-trunk"]), whole)} if loom.spec.trunk else {}
-        ),
-        "closed form": (accuracy(by_origin["closed-form"]), whole),
+    def accuracy(w: Weaving, i: int) -> float:
+        return ranking.score(loom, w.network(i), asked, p.query_labels)[1]
+
+    served, order, seconds = request(MEAN)
+    sampled, _, longer = request("diffusion")
+    places = {c.origin: i for i, c in enumerate(served.candidates)}
+    named = {
+        "conditional mean": "mean",
+        "generated trunk, closed-form head": "mean-trunk",
+        "closed form": "closed-form",
     }
-    start = time.perf_counter()
-    w = generator.weave(x, labels, GenerateOptions(target=target, seed=p.seed))
-    order = generator.rank(w).order
-    seconds = time.perf_counter() - start
-    alone = next(i for i in order if w.networks[i].origin != "closed-form")
-    out["generated alone, best of 8"] = (accuracy(w.networks[alone]), seconds)
-    out["service's answer"] = (accuracy(w.networks[order[0]]), seconds)
-    return out
-
-
-def rivals(
-    generator: Generator, target: str, p: Problem, *, hundred: bool, thousand: bool
-) -> dict[str, Callable[[], arms.Predict]]:
-    """What a user would do instead."""
-    s = arms.Setting(p.x, p.y, p.features, p.classes, p.seed)
-    found: dict[str, Callable[[], arms.Predict]] = {
-        "nearest class mean": lambda: arms.nearest_class_mean(s),
+    one = next(i for i, c in enumerate(sampled.candidates) if c.origin == "diffusion")
+    closed = {k.origin for k in (*SCALES, *HEAD_SCALES) if k.closed}
+    alone = next(i for i in order if served.candidates[i].origin not in closed)
+    return {
+        "generated": (accuracy(sampled, one), longer),
+        **{name: (accuracy(served, places[o]), seconds) for name, o in named.items() if o in places},
+        "generated alone, best of 8": (accuracy(served, alone), seconds),
+        "service's answer": (accuracy(served, order[0]), seconds),
     }
-    if hundred or not generator.looms[target].spec.trunk:  # dear, and of another class than a whole network
-        found["logistic probe"] = lambda: arms.logistic_probe(s)
-    loom = generator.looms[target]
-    if not loom.spec.trunk:
-        return found
-    spec = loom.spec
-    whole = join(spec, loom.vae.shared, torch.zeros(1, spec.width + 1))
-    trunk = {k: whole[k] for k in spec.trunk_shapes()}
-
-    def network(make: Callable[[], dict[str, Tensor]]) -> Callable[[], arms.Predict]:
-        return lambda: arms.network(spec, make())
-
-    found["trunk probe"] = network(lambda: arms.trunk_probe_weights(s, spec, trunk))
-    if hundred:
-        found["trunk probe, then fine-tune 100"] = network(
-            lambda: arms.trained(s, spec, arms.trunk_probe_weights(s, spec, trunk), 100, lr=3e-4)
-        )
-    starts = {
-        "fine-tune": arms.from_shared(s, spec, trunk),
-        "scratch": spec.initial(p.classes, Random().manual_seed(p.seed)),
-    }
-    for steps in (10,) + (100,) * hundred + (1000,) * thousand:
-        for name, start in starts.items():
-            if steps > 10 or name == "fine-tune":
-                found[f"{name} {steps}"] = network(
-                    lambda n=steps, f=start: arms.trained(s, spec, f, n, lr=LEARNING_RATES[n])
-                )
-    return found
-
-
-def retrieved(generator: Generator, target: str, p: Problem) -> dict[str, tuple[float, float]]:
-    """The nearest zoo model; the mean of the nearest; the nearest with noise."""
-    loom = generator.looms[target]
-    asked = loom.spec.adapt(p.query) if loom.spec.trunk else p.query_features
-    start = time.perf_counter()
-    options = GenerateOptions(target=target, seed=p.seed, method="retrieve", holdout=0.0)
-    found = generator.weave(p.x.numpy(), [f"{i:03d}" for i in p.y.tolist()], options).networks
-    seconds = time.perf_counter() - start
-    if not found:
-        return {}
-    first = found[0]
-    rng = Random().manual_seed(p.seed)
-    noisy = [
-        Candidate(
-            None,
-            "noise",
-            *(w + share * w.std() * torch.randn(w.shape, generator=rng) for w in (first.trunk, first.rows)),
-        )
-        for share in ((0.05, 0.2) if loom.spec.trunk else ())
-    ]
-    mean = Candidate(
-        None, "average", *(torch.stack(w).mean(0) for w in zip(*((n.trunk, n.rows) for n in found), strict=True))
-    )
-    named = {"retrieve": first, "average": mean, **{f"noise {s}": n for s, n in zip((0.05, 0.2), noisy, strict=False)}}
-    return {k: (ranking.score(loom, n, asked, p.query_labels).accuracy, seconds) for k, n in named.items()}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One row: a target, a set, and how many tasks the arms run on."""
+    """One row: a target, a set, images a class, and how many tasks the arms run on."""
 
     target: str
-    number: int
-    ways: int
+    set: str
     shots: int
     tasks: int
-    hundred: int
-    thousand: int
+    hundred: int  # of them also 100-step training, and the whole zoo for a target with a trunk
+    thousand: int  # of them also 1,000-step training
+
+    @property
+    def name(self) -> str:
+        """As `--only` has it."""
+        return f"{self.set}/{self.target}/{self.shots}"
+
+    def most_steps(self, index: int) -> int:
+        """Steps that task number `index` may train for."""
+        return 1000 if index < self.thousand else 100 if index < self.hundred else 10
 
 
 def row(generator: Generator, s: EvalSet, plan: Plan) -> dict[str, Any]:
     """All arms of one row."""
     accuracy: dict[str, list[float]] = defaultdict(list)
     seconds: dict[str, list[float]] = defaultdict(list)
+    own: set[str] = set()
     for index in range(plan.tasks):
-        p = evalsets.draw(s, plan.ways, plan.shots, index)
+        p = evalsets.draw(s, WAYS.get(plan.target, 10), plan.shots, index)
         with torch.inference_mode():
-            got = {**generated(generator, plan.target, p), **retrieved(generator, plan.target, p)}
-        instead = rivals(generator, plan.target, p, hundred=index < plan.hundred, thousand=index < plan.thousand)
-        start = time.perf_counter()
-        generator.runtime.encode(p.x)
-        encoding = time.perf_counter() - start  # what reads the encoder's features pays for them, as generating does
-        for name, make in instead.items():
-            start = time.perf_counter()
-            predict = make()
-            took = time.perf_counter() - start + encoding * (name in ON_FEATURES)
-            hits = predict(p.query, p.query_features).argmax(1) == p.query_labels
-            got[name] = (float(hits.float().mean()), took)
-        for name, (a, t) in got.items():
+            ours = generated(generator, plan.target, p)
+        own |= ours.keys() - {"closed form"}  # ridge on the shared trunk: anybody can have that
+        theirs = rivals.every(generator, plan.target, p, most_steps=plan.most_steps(index))
+        for name, (a, t) in {**ours, **theirs}.items():
             accuracy[name].append(a)
             seconds[name].append(t)
-    ours, answer = np.array(accuracy["generated alone, best of 8"]), np.array(accuracy["service's answer"])
+    cells = leads.cells(accuracy, seconds)
+    encoder = rivals.ON_FEATURES if generator.looms[plan.target].spec.trunk else ()
     return {
+        "only": plan.name,
         "set": s.name,
-        "number": plan.number,
         "target": plan.target,
-        "ways": min(plan.ways, len(s.train)),
+        "ways": min(WAYS.get(plan.target, 10), len(s.train)),
         "shots": plan.shots,
-        "arms": {
-            name: {
-                **results.interval(values),
-                "seconds": float(np.median(seconds[name])),
-                "generated_alone_ahead_by": results.interval(list(ours[: len(values)] - np.array(values))),
-                "answer_ahead_by": results.interval(list(answer[: len(values)] - np.array(values))),
-            }
-            for name, values in accuracy.items()
-        },
+        "plan": asdict(plan),
+        "arms": cells,
+        "leads": leads.of_row(cells, own, encoder),
     }
 
 
-_generator: Generator
-_sets: list[EvalSet]
+class _Worker:
+    """What a process holds: the bundle, and the sets that its rows have asked for."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.generator = Generator.load(options.bundle, threads=1)
+        self.sets: dict[str, EvalSet] = {}
+
+    def open(self, name: str) -> EvalSet:
+        """A set by its name in SETS."""
+        if name not in self.sets:
+            runtime, options = self.generator.runtime, self.options
+            if name == "digits":
+                self.sets[name] = evalsets.digits(runtime)
+            elif name == "cifar10":
+                self.sets[name] = evalsets.stored(options.data / name, runtime)
+            else:
+                self.sets[name] = evalsets.withheld(recipes.load(options.recipe), options.run, name, runtime)
+        return self.sets[name]
 
 
-def _start(bundle: Path, recipe_name: str, run: Path, data: Path, threads: int) -> None:
-    global _generator, _sets
-    recipe = recipes.load(recipe_name)
-    _generator = Generator.load(bundle, threads=threads)
-    _sets = [evalsets.withheld(recipe, run, n, _generator.runtime) for n in ("tiny-imagenet-32", "cifar100")]
-    _sets += [evalsets.stored(data / "cifar10", _generator.runtime), evalsets.digits(_generator.runtime)]
+_worker: _Worker
 
 
-def _finished(out: Path | None, bundle: str) -> list[dict[str, Any]]:
-    """Rows of an interrupted run on the same bundle."""
-    content = json.loads(out.read_text()) if out and out.exists() else {}
-    return list(content["rows"]) if content.get("bundle") == bundle else []
+def _start(options: argparse.Namespace) -> None:
+    global _worker
+    _worker = _Worker(options)
 
 
 def _row(plan: Plan) -> dict[str, Any]:
-    return row(_generator, _sets[plan.number], plan)
+    return row(_worker.generator, _worker.open(plan.set), plan)
+
+
+def plans(options: argparse.Namespace) -> list[Plan]:
+    """The rows of the table, in its order."""
+    return [
+        Plan(target, name, shots, options.tasks[target], options.hundred, options.thousand)
+        for target in options.tasks
+        for name in SETS
+        for shots in SHOTS
+    ]
+
+
+def kept(out: Path | None, bundle: str, wanted: list[Plan]) -> list[dict[str, Any]]:
+    """Rows of an earlier run that this one would make the same way: same bundle, tasks and learning rates."""
+    content = json.loads(out.read_text()) if out and out.exists() else {}
+    if content.get("bundle") != bundle or content["settings"].get("learning_rates") != _rates():
+        return []
+    return [r for r in content["rows"] if Plan(**r["plan"]) in wanted]
+
+
+def _rates() -> dict[str, dict[str, float]]:
+    """As JSON has them."""
+    return {arm: {str(n): rate for n, rate in rates.items()} for arm, rates in arms.LEARNING_RATES.items()}
 
 
 def main() -> None:
@@ -216,33 +184,32 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/starter"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--recipe", default="starter")
-    parser.add_argument("--targets", nargs="+", default=["cnn-l", "head"])
-    parser.add_argument("--tasks", type=int, default=100)
-    parser.add_argument("--hundred", type=int, default=20, help="tasks on which the 100-step arms run as well")
-    parser.add_argument("--thousand", type=int, default=5, help="tasks on which the 1,000-step arms run as well")
+    parser.add_argument("--tasks", type=int, default=100, help="of a whole network's row")
+    parser.add_argument("--head-tasks", type=int, default=300)
+    parser.add_argument("--hundred", type=int, default=40, help="tasks with 100-step training and the zoo's best")
+    parser.add_argument("--thousand", type=int, default=10, help="tasks with 1,000-step training")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", nargs="+", default=["*"], help="make these rows: SET/TARGET/SHOTS")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    plans = [
-        Plan(target, number, 5 if target == "head" else 10, shots, options.tasks, options.hundred, options.thousand)
-        for target in options.targets
-        for number in range(4)
-        for shots in (20, 5, 1)
-    ]
-    bundle = Bundle.open(options.bundle)
-    arguments = (options.bundle, options.recipe, options.run, options.data, 1)
-    found = _finished(options.out, bundle.id)
-    done = {(r["target"], r["number"], r["shots"]) for r in found}
-    plans = [p for p in plans if (p.target, p.number, p.shots) not in done]
-    with mp.get_context("spawn").Pool(options.processes, initializer=_start, initargs=arguments) as pool:
-        for one in tqdm(pool.imap(_row, plans, chunksize=1), total=len(plans)):
-            found.append({**one, "command": results.command()})  # an interrupted table is finished by other commands
-            found.sort(key=lambda r: (options.targets.index(r["target"]), r["number"], r["shots"]))
+    bundle = Generator.load(options.bundle).bundle  # a bundle that does not load fails here, not in every process anew
+    options.tasks = {t.id: options.tasks if t.id != "head" else options.head_tasks for t in bundle.targets}
+    wanted = plans(options)
+    found = kept(options.out, bundle.id, wanted)
+    done = {r["only"] for r in found}
+    missing = [p for p in wanted if p.name not in done and any(fnmatch(p.name, o) for o in options.only)]
+    missing.sort(key=lambda p: (p.target == "head", -p.shots))  # the longest first, so that no process ends up alone
+    order = [p.name for p in wanted]
+    settings = {k: getattr(options, k) for k in ("tasks", "hundred", "thousand")}
+    with mp.get_context("spawn").Pool(options.processes, initializer=_start, initargs=(options,)) as pool:
+        for one in tqdm(pool.imap_unordered(_row, missing), total=len(missing)):
+            found.append(one)
+            found.sort(key=lambda r: order.index(r["only"]))
             figures = {k: round(100 * v["mean"], 1) for k, v in one["arms"].items()}
-            print(one["target"], one["set"], one["ways"], "ways", one["shots"], "shots", figures, flush=True)
+            print(one["only"], figures, flush=True)
             if options.out:
-                settings = {k: getattr(options, k) for k in ("tasks", "hundred", "thousand")}
-                results.write(options.out, "fewshot", bundle.id, found, **settings)
+                how = {**settings, "learning_rates": _rates(), "judges": arms.JUDGES}
+                results.write(options.out, "fewshot", bundle.id, found, **how)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ from benchmarks import results
 from loomweight import ranking
 from loomweight.bundle import Zoo
 from loomweight.generator import GenerateOptions, Generator
-from loomweight.loom import Loom, Support
+from loomweight.loom import Loom, Support, class_means
+from loomweight.novelty import Novelty
 from loomweight.runtime import Runtime
 from trainer import data, evalsets, views
 from trainer import recipe as recipes
@@ -87,29 +88,20 @@ def trained_on(
 
 def scores(loom: Loom, zoo: Zoo) -> dict[str, Score]:
     """The served score and its alternatives; all rise with unfamiliarity."""
-    known = zoo.tensors["class_means"].float()
-    spread = known - known.mean(0)
-    covariance = spread.T @ spread / len(known)
-    # Few class means for so many dimensions: a tenth of the mean variance keeps the whitening finite.
-    covariance += 0.1 * covariance.diagonal().mean() * torch.eye(len(covariance))
-    whiten = torch.linalg.inv(torch.linalg.cholesky(covariance)).T
+    served, known = Novelty(zoo), zoo.tensors["class_means"].float()
 
     def means(support: Support) -> Tensor:
-        weight = (support.mask / support.mask.sum(-1, keepdim=True))[0, ..., None]
-        return (weight * support.features[0]).sum(1)  # (k, D)
-
-    def nearest(support: Support, matrix: Tensor) -> float:
-        return float(torch.cdist(means(support) @ matrix, known @ matrix).amin(1).mean())
+        return class_means(*loom.looked_at(support))[0]  # (k, D)
 
     def cosine(support: Support) -> float:
-        _, code = loom.set_encoder(support.features, support.mask)
+        _, code = loom.set_encoder(*loom.looked_at(support))
         return float(1 - F.cosine_similarity(code, zoo.set_codes).amax())
 
     return {
-        "served: share of zoo tasks nearer to their own": lambda s: float(ranking.novelty(loom, s, zoo)["score"] or 0),
+        "served: share of familiar tasks that lie nearer": lambda s: float(served.score(loom, s)["score"] or 0),
         "cosine distance of set codes": cosine,
-        "Euclidean distance to class means": lambda s: nearest(s, torch.eye(known.shape[1])),
-        "Mahalanobis distance to class means": lambda s: nearest(s, whiten),
+        "Euclidean distance to class means": lambda s: float(torch.cdist(means(s), known).amin(1).mean()),
+        "Mahalanobis distance to class means": lambda s: served.distance(means(s)),
     }
 
 
@@ -171,9 +163,9 @@ def task(generator: Generator, target: str, judges: dict[str, Score], p: evalset
     asked = loom.spec.adapt(p.query) if loom.spec.trunk else p.query_features
 
     def accuracy(i: int) -> float:
-        return ranking.score(loom, w.networks[i], asked, p.query_labels).accuracy
+        return ranking.score(loom, w.network(i), asked, p.query_labels)[1]
 
-    closed = next(i for i, n in enumerate(w.networks) if n.origin == "closed-form")
+    closed = next(i for i, n in enumerate(w.candidates) if n.origin == "closed-form")
     alone = accuracy(next(i for i in order if i != closed))
     return {
         "accuracy": alone,

@@ -1,7 +1,7 @@
-"""Writes the tables of the README from docs/results/*.json, so that no figure is typed by hand.
+"""Writes the tables of the README and docs/results/fewshot.md from docs/results/*.json: no figure is typed by hand.
 
-python -m benchmarks.render            rewrites README.md
-python -m benchmarks.render --check    fails where README.md differs from the result files
+python -m benchmarks.render            rewrites them
+python -m benchmarks.render --check    fails where they differ from the result files
 """
 
 import argparse
@@ -11,19 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import render_fewshot
+from benchmarks.render_fewshot import grid, percent
+
 README = Path("README.md")
 RESULTS = Path("docs/results")
 MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def _percent(cell: dict[str, Any]) -> str:
-    half = (cell["high"] - cell["low"]) / 2
-    return f"{100 * cell['mean']:.1f} ± {100 * half:.1f}"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(r) + " |" for r in rows]) + "\n"
 
 
 def _source(content: dict[str, Any], name: str) -> str:
@@ -38,38 +31,14 @@ def digits(content: dict[str, Any]) -> str:
     shots = sorted({r["shots"] for r in content["rows"]})
     arms = list(dict.fromkeys(r["arm"] for r in content["rows"]))
     cell = {(r["arm"], r["shots"]): r for r in content["rows"]}
-    rows = [[a, *(_percent(cell[a, n]) for n in shots), f"{cell[a, shots[-1]]['seconds']['mean']:.2f}"] for a in arms]
-    return _table(["accuracy, %", *(f"{n} a class" for n in shots), f"seconds at {shots[-1]}"], rows)
-
-
-def _counted(cell: dict[str, Any], row: dict[str, Any]) -> str:
-    """A mean, with its number of tasks where it ran on fewer than the others."""
-    most = max(c["n"] for c in row.values())
-    return f"{100 * cell['mean']:.1f}" + (f" ({cell['n']})" if cell["n"] < most else "")
-
-
-def fewshot(content: dict[str, Any]) -> str:
-    """One table a target: sets and shots in rows, arms in columns."""
-    parts = []
-    for target in dict.fromkeys(r["target"] for r in content["rows"]):
-        own = [r for r in content["rows"] if r["target"] == target]
-        arms = [a for a in own[0]["arms"] if all(a in r["arms"] for r in own)]
-        rows = [
-            [
-                f"{r['set']}, {r['ways']}-way, {r['shots']}",
-                str(max(c["n"] for c in r["arms"].values())),
-                *(_counted(r["arms"][a], r["arms"]) for a in arms),
-            ]
-            for r in own
-        ]
-        parts.append(f"**{target}**\n\n" + _table(["set, ways, images a class", "tasks", *arms], rows))
-    return "\n".join(parts)
+    rows = [[a, *(percent(cell[a, n]) for n in shots), f"{cell[a, shots[-1]]['seconds']['mean']:.2f}"] for a in arms]
+    return grid(["accuracy, %", *(f"{n} a class" for n in shots), f"seconds at {shots[-1]}"], rows)
 
 
 def seen_tasks(content: dict[str, Any]) -> str:
     """Accuracy on the zoo's own tasks, and distances."""
     settings = content["settings"]
-    rows = [[n, _percent(c), f"{100 * c['share_of_zoo_mean']:.1f}"] for n, c in settings["summary"].items()]
+    rows = [[n, percent(c), f"{100 * c['share_of_zoo_mean']:.1f}"] for n, c in settings["summary"].items()]
     d = settings["distances"]
     closed = d["closed_form_to_nearest_zoo_median"] / d["zoo_nearest_neighbour_median"]
     note = (
@@ -77,7 +46,7 @@ def seen_tasks(content: dict[str, Any]) -> str:
         f"to its nearest zoo model: {d['ratio']:.2f} times the zoo's own median nearest-neighbour distance "
         f"(the closed form, which copies nothing: {closed:.2f}).\n"
     )
-    return _table(["network", "test accuracy, %", "share of the zoo's mean, %"], rows) + note
+    return grid(["network", "test accuracy, %", "share of the zoo's mean, %"], rows) + note
 
 
 def latency(content: dict[str, Any]) -> str:
@@ -85,7 +54,7 @@ def latency(content: dict[str, Any]) -> str:
     rows = [[r["measure"], f"{r['p50']:.0f}", f"{r['p95']:.0f}"] for r in content["rows"]]
     memory = content["settings"]["resident_mb"]
     note = "\nResident memory: " + ", ".join(f"{k} {v:.0f} MB" for k, v in memory.items()) + ".\n"
-    return _table(["milliseconds", "p50", "p95"], rows) + note
+    return grid(["milliseconds", "p50", "p95"], rows) + note
 
 
 def better_start(content: dict[str, Any]) -> str:
@@ -94,8 +63,8 @@ def better_start(content: dict[str, Any]) -> str:
     for name in dict.fromkeys(r["set"] for r in content["rows"]):
         own = [r for r in content["rows"] if r["set"] == name]
         marks = list(own[0]["points"])
-        rows = [[r["start"], *(_percent(r["points"][m]) for m in marks)] for r in own]
-        parts.append(f"**{name}**, {own[0]['images']:,} training images\n\n" + _table(["start", *marks], rows))
+        rows = [[r["start"], *(percent(r["points"][m]) for m in marks)] for r in own]
+        parts.append(f"**{name}**, {own[0]['images']:,} training images\n\n" + grid(["start", *marks], rows))
     where = f" (chosen on {settings['lr_chosen_on']})" if settings["lr_chosen_on"] else ""
     note = (
         f"\nTest accuracy, %. {settings['optimizer']}, learning rate {settings['lr']:g}{where}, batches of "
@@ -129,7 +98,7 @@ def cost(content: dict[str, Any]) -> str:
         f"\n`{s['target']}`, {s['images']} images of {s['classes']} classes, threads: {s['threads']}. Beforehand, by "
         f"stage: {stages}; {s['core_hours_in_all']:.2f} core-hours and {s['gpu_minutes']} GPU-minutes in all.\n"
     )
-    return _table(head, rows) + note
+    return grid(head, rows) + note
 
 
 def novelty(content: dict[str, Any]) -> str:
@@ -143,47 +112,65 @@ def novelty(content: dict[str, Any]) -> str:
     parts = []
     for r in content["rows"]:
         rows = [[s["score"], *(cell(s[c]) for c in columns)] for s in r["scores"]]
-        parts.append(f"**{r['target']}**\n\n" + _table(head, rows))
+        parts.append(f"**{r['target']}**\n\n" + grid(head, rows))
     s = content["settings"]
     sets = len({t["set"] for tasks in s["tasks_measured"].values() for t in tasks})
     note = f"\n{sets} sets, {s['tasks']} tasks each, {s['ways']} classes, {s['shots']} images a class.\n"
     return "\n".join(parts) + note
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "digits": digits,
-    "fewshot": fewshot,
-    "seen_tasks": seen_tasks,
-    "latency": latency,
-    "better_start": better_start,
-    "cost": cost,
-    "novelty": novelty,
+Table = Callable[[dict[str, Any]], str]
+TABLES: dict[str, tuple[str, Table]] = {
+    "digits": ("digits", digits),
+    "leads": ("fewshot", render_fewshot.leads),
+    "fewshot": ("fewshot", render_fewshot.accuracies),
+    "seen_tasks": ("seen_tasks", seen_tasks),
+    "latency": ("latency", latency),
+    "better_start": ("better_start", better_start),
+    "cost": ("cost", cost),
+    "novelty": ("novelty", novelty),
 }
+"""The result file that a marked table is made from, and how."""
+DOCUMENTS: dict[str, Table] = {"fewshot": render_fewshot.document}
+"""What stands beside its result file in full."""
+
+
+def _content(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return content
 
 
 def render(text: str) -> str:
     """The README with every marked table made anew."""
 
     def fill(match: re.Match[str]) -> str:
-        name = match[2]
-        content = json.loads((RESULTS / f"{name}.json").read_text())
-        return match[1] + TABLES[name](content) + _source(content, name) + match[3]
+        name, table = TABLES[match[2]]
+        content = _content(name)
+        return match[1] + table(content) + _source(content, name) + match[3]
 
     return MARK.sub(fill, text)
+
+
+def written() -> dict[Path, str]:
+    """Every file that is written, as it should be."""
+    found = {README: render(README.read_text())}
+    for name, document in DOCUMENTS.items():
+        if (RESULTS / f"{name}.json").exists():
+            found[RESULTS / f"{name}.md"] = document(_content(name))
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    text = README.read_text()
-    fresh = render(text)
+    stale = [path for path, text in written().items() if not path.exists() or path.read_text() != text]
     if options.check:
-        if fresh != text:
-            print("README.md differs from docs/results: run python -m benchmarks.render")
-            return 1
-        return 0
-    README.write_text(fresh)
+        for path in stale:
+            print(f"{path} differs from docs/results: run python -m benchmarks.render")
+        return int(bool(stale))
+    for path, text in written().items():
+        path.write_text(text)
     return 0
 
 

@@ -4,7 +4,6 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,19 @@ def cpu() -> str:
 
 
 def _arguments() -> list[str]:
-    """The command's arguments; where the data lie on this machine is nobody else's business."""
-    given = sys.argv[1:]
-    return ["DIR" if before == "--data" else a for before, a in pairwise(["", *given])]
+    """The command's arguments, as they make the whole table.
+
+    Where the data lie on this machine is nobody else's business; which of the rows were made at this go (`--only`) is
+    none of the table's, since rows are the same alone and together.
+    """
+    given: list[str] = []
+    option = ""
+    for argument in sys.argv[1:]:
+        named = argument.startswith("--")
+        option = argument if named else option
+        if option != "--only":
+            given.append("DIR" if option == "--data" and not named else argument)
+    return given
 
 
 def command() -> str:

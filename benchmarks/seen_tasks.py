@@ -62,15 +62,14 @@ def main() -> None:
         test_x, test_y = zoo.test_images(recipe, options.run, options.target, task)
         labels = [f"{i:03d}" for i in y.tolist()]
         w = generator.weave(x.numpy(), labels, GenerateOptions(target=options.target, seed=c.model.index))
-        order = generator.rank(w).order
-        best = next(w.networks[i] for i in order if w.networks[i].origin != "closed-form")
-        closed = next(n for n in w.networks if n.origin == "closed-form")
-        first = next(n for n in w.networks if n.origin == "diffusion")
+        places = {n.origin: i for i, n in enumerate(w.candidates)}
+        best = w.network(next(i for i in generator.rank(w).order if i != places["closed-form"]))
+        closed, mean = w.network(places["closed-form"]), w.network(places["mean"])
         mean_g, mean_r = coder.encode(c.trunk[None], c.rows[None])
         noisy = c.trunk + 0.1 * c.trunk.abs() * torch.randn(c.trunk.shape, generator=rng)
         networks = {
-            "generated, best of 8": (best.trunk, best.rows),
-            "generated, one": (first.trunk, first.rows),
+            "generated, ranked first": (best.trunk, best.rows),
+            "generated, conditional mean": (mean.trunk, mean.rows),
             "closed form on the shared trunk": (closed.trunk, closed.rows),
             "zoo model": (c.trunk, c.rows),
             "reconstruction": (coder.decode(mean_g)[0], coder.decode_row(mean_r)[0]),
@@ -87,7 +86,7 @@ def main() -> None:
                 **accuracies,
             }
         )
-        for name in ("generated, best of 8", "closed form on the shared trunk", "zoo model"):
+        for name in ("generated, ranked first", "closed form on the shared trunk", "zoo model"):
             vectors.setdefault((k, name), []).append(vector(*networks[name]))
     summary = {}
     for name in accuracies:
@@ -98,7 +97,7 @@ def main() -> None:
     for k in sorted({k for k, _ in vectors}):
         stored = torch.stack(vectors[k, "zoo model"])
         if len(stored) > 1:
-            to_zoo.append(nearest(torch.stack(vectors[k, "generated, best of 8"]), stored))
+            to_zoo.append(nearest(torch.stack(vectors[k, "generated, ranked first"]), stored))
             among.append(nearest(stored, stored))
             closed_to_zoo.append(nearest(torch.stack(vectors[k, "closed form on the shared trunk"]), stored))
     to_zoo_all, among_all, closed_all = torch.cat(to_zoo), torch.cat(among), torch.cat(closed_to_zoo)

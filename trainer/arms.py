@@ -1,28 +1,37 @@
 """What a user would do instead of generating: every rival of the tables, given the same images.
 
-An arm takes a `Setting` (conditioning images, their features, a bundle's shared parts) and gives a classifier: a
-function from images and features to logits. Learning rates were chosen on validation
-classes (docs/log.md, 10), strengths by the samples.
+An arm takes a `Setting` (conditioning images, their features, a class count) and gives a classifier: a function from
+images and features to logits, or a network's tensors. Strengths are chosen by the samples; how they judge, and learning
+rates, were chosen on validation classes by `benchmarks.tune_rivals` (docs/results/tune_rivals.json). Rivals that read
+a zoo of trained networks stand in zoo_arms.py.
 """
 
-import warnings
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
 from torch import Generator, Tensor
 
 from loomweight.architectures import ArchitectureSpec
+from trainer import logistic
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Images (n, 3, 32, 32) and encoder features (n, dim) -> logits or scores (n, classes)."""
 
-STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+LEARNING_RATES: dict[str, dict[int, float]] = {
+    "fine-tune 10": {1: 3e-3, 5: 3e-3, 20: 1e-2},
+    "fine-tune 100": {1: 1e-3, 5: 3e-4, 20: 3e-3},
+    "fine-tune 1000": {1: 3e-4, 5: 3e-4, 20: 3e-3},
+    "scratch 100": {1: 1e-3, 5: 1e-3, 20: 3e-3},
+    "scratch 1000": {1: 1e-3, 5: 3e-3, 20: 3e-3},
+    "trunk probe, then fine-tune 100": {1: 1e-3, 5: 1e-3, 20: 1e-3},
+}
+"""By arm and images a class."""
+JUDGES = {"logistic probe": "accuracy", "trunk probe": "likelihood"}
+"""How cross-validation judges the strengths of a probe."""
 
 
 @dataclass(frozen=True)
@@ -35,33 +44,16 @@ class Setting:
     classes: int
     seed: int = 0
 
-
-def logistic(features: Tensor, y: Tensor, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """L2 logistic regression, strength by stratified cross-validation on the samples (at one a class: 1.0).
-
-    Features are brought to unit scale by one common factor. Returns weight (classes, d) and bias (classes,).
-    """
-    factor = features.std().clamp(min=1e-6).item() * features.shape[1] ** 0.5
-    x, labels = (features / factor).double().numpy(), y.numpy()
-    folds = min(3, int(np.bincount(labels, minlength=classes).min()))
-    best = 10.0
-    if folds > 1:
-        splits = list(StratifiedKFold(folds, shuffle=True, random_state=seed).split(x, labels))
-        best = max(
-            STRENGTHS, key=lambda c: np.mean([_fit(x[a], labels[a], 10 * c).score(x[b], labels[b]) for a, b in splits])
-        )
-        best *= 10
-    model = _fit(x, labels, best)
-    weight, bias = model.coef_, model.intercept_
-    if classes == 2:  # scikit-learn keeps one row for two classes
-        weight, bias = np.concatenate((-weight, weight)) / 2, np.concatenate((-bias, bias)) / 2
-    return torch.from_numpy(weight / factor).float(), torch.from_numpy(bias).float()
+    @property
+    def shots(self) -> float:
+        """Images a class."""
+        return len(self.y) / self.classes
 
 
-def _fit(x: NDArray[np.float64], y: NDArray[np.int64], strength: float) -> LogisticRegression:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # weak penalties stop at the iteration limit; the choice by folds decides
-        return LogisticRegression(C=strength, max_iter=200).fit(x, y)
+def learning_rate(arm: str, shots: float) -> float:
+    """The rate chosen for the number of images a class that is nearest, by its logarithm."""
+    rates = LEARNING_RATES[arm]
+    return rates[min(rates, key=lambda n: abs(math.log(n / shots)))]
 
 
 def nearest_class_mean(s: Setting) -> Predict:
@@ -70,9 +62,9 @@ def nearest_class_mean(s: Setting) -> Predict:
     return lambda x, f: -torch.cdist(f, means)
 
 
-def logistic_probe(s: Setting) -> Predict:
+def logistic_probe(s: Setting, *, judge: str = JUDGES["logistic probe"]) -> Predict:
     """On the frozen encoder's features."""
-    weight, bias = logistic(s.features, s.y, s.classes, s.seed)
+    weight, bias = logistic.fit(s.features, s.y, s.classes, s.seed, judge=judge)
     return lambda x, f: F.linear(f, weight, bias)
 
 
@@ -82,37 +74,44 @@ def pixels(s: Setting, side: int) -> Predict:
     def flat(x: Tensor) -> Tensor:
         return F.interpolate(x.mean(1, keepdim=True), (side, side), mode="area").flatten(1)
 
-    weight, bias = logistic(flat(s.x), s.y, s.classes, s.seed)
+    weight, bias = logistic.fit(flat(s.x), s.y, s.classes, s.seed)
     return lambda x, f: F.linear(flat(x), weight, bias)
 
 
-def trunk_probe_weights(s: Setting, spec: ArchitectureSpec, trunk: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Logistic regression on the shared initialisation's own last features, as a network of that architecture."""
+def trunk_probe_weights(
+    s: Setting, spec: ArchitectureSpec, trunk: dict[str, Tensor], *, judge: str = JUDGES["trunk probe"]
+) -> dict[str, Tensor]:
+    """Logistic regression on a trunk's own last features, as a network of that architecture."""
     with torch.no_grad():
-        own = spec.features(trunk, spec.adapt(s.x))
-    weight, bias = logistic(own, s.y, s.classes, s.seed)
+        own = spec.features(trunk, inputs(spec, s.x))
+    weight, bias = logistic.fit(own, s.y, s.classes, s.seed, judge=judge)
     return {**trunk, "head.weight": weight, "head.bias": bias}
 
 
+def inputs(spec: ArchitectureSpec, x: Tensor) -> Tensor:
+    """Images as a network takes them, laid out as CPU convolutions read them fastest."""
+    return spec.adapt(x).contiguous(memory_format=torch.channels_last)
+
+
 def network(spec: ArchitectureSpec, weights: dict[str, Tensor]) -> Predict:
-    """A classifier from a network's tensors."""
+    """A classifier from a network's tensors; one without a trunk reads the encoder's features."""
 
     def predict(x: Tensor, f: Tensor) -> Tensor:
         with torch.no_grad():
-            return spec.forward(weights, spec.adapt(x).contiguous(memory_format=torch.channels_last))
+            return spec.forward(weights, inputs(spec, x) if spec.trunk else f)
 
     return predict
 
 
-def trained(
-    s: Setting, spec: ArchitectureSpec, initial: dict[str, Tensor], steps: int, *, lr: float = 1e-3, batch: int = 64
-) -> dict[str, Tensor]:
-    """All weights trained on the samples from `initial` for so many AdamW steps; `fine-tune` and `scratch`."""
+def training(
+    s: Setting, spec: ArchitectureSpec, initial: dict[str, Tensor], *, lr: float, batch: int = 64
+) -> Iterator[dict[str, Tensor]]:
+    """All weights trained on the samples from `initial` by AdamW at one rate; gives them after every step, live."""
     generator = Generator().manual_seed(s.seed)
     weights = {k: v.clone().requires_grad_() for k, v in initial.items()}
-    optimizer = torch.optim.AdamW(list(weights.values()), lr=lr, weight_decay=1e-2)
-    x = spec.adapt(s.x)
-    for _ in range(steps):
+    optimizer = torch.optim.AdamW(list(weights.values()), lr=lr, weight_decay=1e-2, fused=True)
+    x = inputs(spec, s.x)
+    while True:
         chosen = torch.randperm(len(x), generator=generator)[:batch]
         loss = F.cross_entropy(
             spec.forward(weights, x[chosen].contiguous(memory_format=torch.channels_last)), s.y[chosen]
@@ -120,10 +119,36 @@ def trained(
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return {k: v.detach() for k, v in weights.items()}
+        yield {k: v.detach() for k, v in weights.items()}
+
+
+def trained(
+    s: Setting, spec: ArchitectureSpec, initial: dict[str, Tensor], steps: int, *, lr: float
+) -> dict[str, Tensor]:
+    """The weights after so many steps of `training`."""
+    return next(islice(training(s, spec, initial, lr=lr), steps - 1, None))
 
 
 def from_shared(s: Setting, spec: ArchitectureSpec, trunk: dict[str, Tensor]) -> dict[str, Tensor]:
     """The shared initialisation with a fresh zero head: where fine-tuning starts."""
     head = {"head.weight": torch.zeros(s.classes, spec.width), "head.bias": torch.zeros(s.classes)}
     return {**trunk, **head}
+
+
+def start_of(arm: str, s: Setting, spec: ArchitectureSpec, trunk: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Where an arm's training starts: the shared trunk under a zero head or under its own probe, or random weights."""
+    if arm.startswith("trunk probe"):
+        return trunk_probe_weights(s, spec, trunk)
+    if arm.startswith("scratch"):
+        return spec.initial(s.classes, Generator().manual_seed(s.seed))
+    return from_shared(s, spec, trunk)
+
+
+def steps_of(arm: str) -> int:
+    """Training steps, the number at the end of an arm's name."""
+    return int(arm.rsplit(" ", 1)[1])
+
+
+def tuned(arm: str, s: Setting, spec: ArchitectureSpec, trunk: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An arm of `LEARNING_RATES` from start to end, at the rate chosen for it."""
+    return trained(s, spec, start_of(arm, s, spec, trunk), steps_of(arm), lr=learning_rate(arm, s.shots))

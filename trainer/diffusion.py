@@ -1,15 +1,15 @@
 """Stage `diffusion`: the conditional denoiser over weight differences, trained through the networks that it generates.
 
-Every step draws fresh tasks, images, shot and class counts. Half of the steps start from pure noise: the prediction
-is then the conditional mean, judged by the cross-entropy of the *generated network* on query images. The others
-denoise a noisy target: the latents of a zoo model of that task, or, for tasks without one, what the averaged
-generator writes when it is given many images; so that the sampler learns how answers from many images scatter
-around the answer from few.
+Every step draws fresh tasks, images, shot and class counts. Most steps predict from nothing (zero latents at full
+noise): the conditional mean, judged by the cross-entropy of the *generated network* on query images. The others denoise
+a noisy target: the latents of a zoo model of that task, or, for tasks without one, what the averaged generator writes
+when it is given many images; so that the sampler learns how answers from many scatter around the answer from few.
 """
 
 import copy
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -44,7 +44,18 @@ def new_loom(recipe: Recipe, run: Path, target: str) -> Loom:
     loom.set_encoder.load_state_dict(sets.state_dict())
     loom.vae.requires_grad_(False)
     loom.set_encoder.requires_grad_(False)
+    if not settings.closed_form:
+        _silence_closed_form(loom)
     return loom
+
+
+@torch.no_grad()
+def _silence_closed_form(loom: Loom) -> None:
+    """Shares of e^-30 leave nothing of the closed form, in a bundle as well: latents hold whole head rows."""
+    loom.closed_form.requires_grad_(False)
+    for share in (loom.closed_form.scale, loom.closed_form.nearest):
+        share.zero_()
+        share[0] = -30.0
 
 
 class Trainer:
@@ -85,7 +96,7 @@ class Trainer:
         """Loss and figures of one batch of tasks."""
         s = self.settings
         pure = bool(torch.rand((), generator=generator) < s.behaviour_only)
-        from_zoo = not pure and bool(torch.rand((), generator=generator) < 0.5)
+        from_zoo = not pure and bool(torch.rand((), generator=generator) < s.from_zoo)
         models: list[vae.Codes] = []
         if from_zoo:
             models, picks = self.zoo_tasks(generator)
@@ -105,23 +116,17 @@ class Trainer:
             if from_zoo:
                 target = self.zoo_latents(models, support)
             elif many is not None:
-                target = self.rich_latents(many, support, noise)
+                target = self.rich_latents(many, support)
             if target is not None:
                 target = target / self.loom.unscale(torch.ones(shape))
-        z = noise if target is None else self.schedule.diffuse(target, t, noise)
+        z = torch.zeros(shape) if target is None else self.schedule.diffuse(target, t, noise)
         keep = (torch.rand(len(picks), generator=generator) >= s.drop_condition).float()
         clean = self.loom.denoise(z, t, self.loom.condition(support), keep)
-        latents = self.loom.unscale(clean)
-        trunks = self.loom.trunks(latents)
-        rows = self.loom.rows(latents, trunks, support)[0]
-        losses, correct = [], []
-        for trunk, row, images in zip(trunks, rows, episode.query_images, strict=True):
-            logits = self.loom.logits(trunk, row, images)
-            losses.append(F.cross_entropy(logits, episode.query_labels))
-            correct.append((logits.argmax(-1) == episode.query_labels).float().mean())
-        behaviour = torch.stack(losses).mean()
-        figures = {"behaviour": behaviour.item(), "accuracy": float(torch.stack(correct).mean())}
-        loss = behaviour
+        figures: dict[str, float] = {}
+        loss = torch.zeros(())
+        if s.behaviour:
+            behaviour, figures = self.behaviour(clean, episode)
+            loss = s.behaviour * behaviour
         if target is not None:
             latent = (clean - target).square().mean()
             figures["latent"] = latent.item()
@@ -134,20 +139,36 @@ class Trainer:
             loss = loss + kept
         return loss, figures
 
+    def behaviour(self, clean: Tensor, episode: bank.Episode) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy of the generated networks on their query images, with figures to log."""
+        latents = self.loom.unscale(clean)
+        trunks = self.loom.trunks(latents)
+        rows = self.loom.rows(latents, trunks, episode.support)[0]
+        losses, correct = [], []
+        for trunk, row, images in zip(trunks, rows, episode.query_images, strict=True):
+            logits = self.loom.logits(trunk, row, images)
+            losses.append(F.cross_entropy(logits, episode.query_labels))
+            correct.append((logits.argmax(-1) == episode.query_labels).float().mean())
+        loss = torch.stack(losses).mean()
+        return loss, {"behaviour": loss.item(), "accuracy": float(torch.stack(correct).mean())}
+
     def zoo_latents(self, models: list[vae.Codes], support: Support) -> Tensor:
-        """Latents of zoo models as differences from the closed form on this support."""
+        """Latents of zoo models as differences from the closed form on this support, where the recipe has one."""
         coder = self.loom.vae
-        trunk_codes, _ = coder.encode(torch.stack([c.trunk for c in models]), torch.stack([c.rows for c in models]))
+        rows = torch.stack([c.rows for c in models])
+        trunk_codes, row_codes = coder.encode(torch.stack([c.trunk for c in models]), rows)
+        if not self.settings.closed_form:
+            return torch.cat((trunk_codes, row_codes), 1)
         zero = torch.zeros(self.loom.latent_shape(len(models), support.classes))
         zero[:, : coder.config.latents] = trunk_codes
         _, base = self.loom.rows(zero, self.loom.trunks(zero), support)
-        rows = torch.stack([c.rows for c in models])
         return torch.cat((trunk_codes, coder.encode_row(rows - base)), 1)
 
-    def rich_latents(self, many: Support, support: Support, noise: Tensor) -> Tensor:
+    def rich_latents(self, many: Support, support: Support) -> Tensor:
         """What the averaged generator answers to many images, as differences from the closed form on few."""
         loom = self.average
-        rich = loom.unscale(loom.denoise(noise, torch.ones(len(noise)), loom.condition(many)))
+        nothing = torch.zeros(loom.latent_shape(len(many.mask), many.classes))
+        rich = loom.unscale(loom.denoise(nothing, torch.ones(len(nothing)), loom.condition(many)))
         trunks = loom.trunks(rich)
         rows, _ = loom.rows(rich, trunks, many)
         _, base = loom.rows(rich, trunks, support)
@@ -182,10 +203,12 @@ class Trainer:
             ours.lerp_(theirs, 1 - decay)
 
 
-def train(recipe: Recipe, run: Path) -> None:
-    """Run the stage for every target; writes `run/diffusion/{target}.safetensors`: the averaged loom."""
+def train(recipe: Recipe, run: Path, targets: Sequence[str] = ()) -> None:
+    """Run the stage for the recipe's targets or some of them; writes `run/diffusion/{target}.safetensors`: the averaged
+    loom.
+    """
     shelves = bank.load(recipe, run)
-    for target in recipe.targets:
+    for target in targets or recipe.targets:
         train_target(recipe, run, target, shelves)
 
 

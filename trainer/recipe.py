@@ -6,11 +6,14 @@
 import hashlib
 import json
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 RECIPES = Path(__file__).with_name("recipes")
+
+LATER = {"later": True}
+"""Marks a setting that is younger than products of older recipes: at its default their hash does not see it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class ZooRecipe:
     lr: float = 3e-3
     weight_decay: float = 1e-2
     per_class: int = 500  # training images a class at most
+    # "drawn": random classes of a random view; "whole": the data sets in turn, plain, all classes in their order
+    tasks: str = field(default="drawn", metadata=LATER)
+
+    def __post_init__(self) -> None:
+        if self.tasks not in ("drawn", "whole"):
+            raise ValueError(f'zoo.tasks is "drawn" or "whole", not {self.tasks!r}')
 
 
 @dataclass(frozen=True)
@@ -89,11 +98,20 @@ class GeneratorRecipe(TrainingRecipe):
     max_shots: int = 20
     max_images: int = 160  # conditioning images of one task
     queries: int = 80  # query images of one task
-    behaviour_only: float = 0.5  # share of steps at pure noise, with the behavioural loss alone
+    behaviour_only: float = 0.5  # share of steps that predict from nothing, with the behavioural loss alone
     latent_loss: float = 0.1
     drop_condition: float = 0.1
     train_decoder: bool = True  # let the autoencoder's way out learn from the generated networks as well
     ema: float = 0.99
+    behaviour: float = field(default=1.0, metadata=LATER)  # weight of the behavioural loss; 0: latents alone, as D2NWG
+    from_zoo: float = field(default=0.5, metadata=LATER)  # share of zoo models among targets to denoise towards
+    closed_form: bool = field(default=True, metadata=LATER)  # False: latents hold whole weights, not differences
+
+    def __post_init__(self) -> None:
+        if not self.behaviour and (self.behaviour_only or not self.latent_loss):
+            raise ValueError(
+                "without a behavioural loss every step needs a latent one: behaviour_only 0, latent_loss > 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -115,6 +133,7 @@ class BankRecipe:
     per_class_views: int = 10  # images a class for each view but the plain one
     views: dict[str, tuple[str, ...]] = field(default_factory=dict)  # beside "plain", by domain
     weights: dict[str, float] = field(default_factory=dict)  # share of each domain among tasks; default: equal
+    new_classes: float = 0.5  # share of tasks made of classes that the encoder has not seen alone
     plain: float = 0.5  # share of plain tasks within a domain that has views
 
 
@@ -130,6 +149,46 @@ class SamplingRecipe:
 
 
 @dataclass(frozen=True)
+class ModelSetRecipe:
+    """Stage `modelset`: small two-class networks to learn similarity on."""
+
+    domain: str = "cifar100"
+    pairing: str = "alphabetical"  # "alphabetical", "random" or "superclass"
+    pair_seed: int = 0
+    tasks: int = 50
+    withheld_tasks: int = 10  # tasks of classes that nobody trains on
+    seeds: int = 10  # models a task
+    networks: tuple[str, ...] = ("plain-8-batch-relu",)  # see trainer/nets.py; model s is networks[s % len]
+    optimizers: tuple[str, ...] = ("adamw",)  # "adamw", "sgd"; model s of task t takes [(s + t) % len]
+    init: str = "independent"  # "shared": every model starts from the same weights
+    labels: str = "true"  # "shuffled": the control
+    epochs: int = 10  # 0: untrained nets
+    batch: int = 64
+    lr: float = 4e-3
+    sgd_lr: float = 0.05
+    weight_decay: float = 1e-2
+    per_class: int = 500
+
+
+@dataclass(frozen=True)
+class LpsRecipe(TrainingRecipe):
+    """Stage `lps`: the second-order networks over a model set."""
+
+    steps: int = 150
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    tasks: int = 8  # tasks of a batch
+    models: int = 4  # models of each
+    temperature: float = 0.1
+    probes: int = 64
+    side: int = 16
+    slots: int = 4
+    width: int = 128
+    protocol_tasks: int = 30  # tasks of protocol B's training set; those of the first rounds, without common classes
+    protocol_seeds: int = 6  # models a task that train in protocol A
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A whole run."""
 
@@ -140,12 +199,24 @@ class Recipe:
     encoder: EncoderRecipe = EncoderRecipe()
     bank: BankRecipe = BankRecipe()
     sampling: SamplingRecipe = SamplingRecipe()
+    modelset: ModelSetRecipe = field(default=ModelSetRecipe(), metadata=LATER)
+    lps: LpsRecipe = field(default=LpsRecipe(), metadata=LATER)
     targets: dict[str, TargetRecipe] = field(default_factory=lambda: {"head": TargetRecipe(), "cnn-s": TargetRecipe()})
 
     @property
     def sha256(self) -> str:
         """Hash of all settings, stored with every product of the run."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(_settings(self), sort_keys=True).encode()).hexdigest()
+
+
+def _settings(stage: Any) -> Any:
+    """What the hash sees of a recipe or one of its parts; see `LATER`."""
+    if isinstance(stage, dict):
+        return {key: _settings(value) for key, value in stage.items()}
+    if not is_dataclass(stage):
+        return stage
+    seen = [f for f in fields(stage) if "later" not in f.metadata or getattr(stage, f.name) != f.default]
+    return {f.name: _settings(getattr(stage, f.name)) for f in seen}
 
 
 def load(name_or_path: str) -> Recipe:

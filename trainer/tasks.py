@@ -62,6 +62,16 @@ def draw_variant(recipe: Recipe, rng: np.random.Generator) -> Variant:
     return own[1 + rng.integers(len(own) - 1)]
 
 
+def whole(recipe: Recipe, domains: dict[str, Domain], index: int) -> Task:
+    """Zoo task number `index` where tasks are whole data sets: they come in turn, plain, all classes in their order.
+
+    So models i and i + (number of data sets) are two seeds of one task, as in the zoos of SANE and D2NWG.
+    """
+    name = recipe.data.domains[index % len(recipe.data.domains)]
+    plain = next(v for v in variants(recipe) if v.domain == name and v.view == "plain")
+    return Task(plain, tuple(domains[name].classes_of("encoder", "generator")))
+
+
 def draw(recipe: Recipe, domains: dict[str, Domain], class_counts: tuple[int, ...], index: int) -> Task:
     """Zoo task number `index`: the same one on every machine."""
     rng = np.random.default_rng([recipe.seed, 31, index])

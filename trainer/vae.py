@@ -93,6 +93,8 @@ def train(recipe: Recipe, run: Path) -> None:
                 if spec.trunk:
                     recon = recon + ((trunk - c.trunk) / vae.scale).square().mean()
                 kl = kl + vae.kl(mean_g, mean_r)
+                if not settings.behaviour:
+                    continue
                 x = task_images(episodes, c, 64, generator)
                 with torch.no_grad():
                     wanted = spec.forward(join(spec, c.trunk, c.rows), x)
@@ -102,7 +104,8 @@ def train(recipe: Recipe, run: Path) -> None:
                 )
             n = settings.batch
             loss = (recon + settings.behaviour * behaviour + settings.kl * kl) / n
-            return loss, {"reconstruction": recon.item() / n, "behaviour": behaviour.item() / n, "kl": kl.item() / n}
+            parts = {"reconstruction": recon, "behaviour": behaviour, "kl": kl}
+            return loss, {name: part.item() / n for name, part in parts.items()}
 
         seconds = fit(run / "vae" / target, nn.ModuleDict({"vae": vae}), settings, step, seed=recipe.seed + 21)
         report = gate(recipe, run, target, vae, zoo_codes)

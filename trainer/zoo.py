@@ -79,7 +79,16 @@ def domain_of(recipe: Recipe, run: Path, name: str, split: str) -> data.Domain:
 def task_of(recipe: Recipe, run: Path, target: str, index: int) -> Task:
     """The task of a zoo model."""
     train = {name: domain_of(recipe, run, name, "train") for name in recipe.data.domains}
-    return tasks.draw(recipe, train, recipe.targets[target].zoo.classes, index)
+    settings = recipe.targets[target].zoo
+    if settings.tasks == "whole":
+        return tasks.whole(recipe, train, index)
+    return tasks.draw(recipe, train, settings.classes, index)
+
+
+def reference_of(recipe: Recipe, target: str, index: int) -> int:
+    """The model that an independent seed is aligned to: the first of its own data set, those firsts to model 0."""
+    sets = len(recipe.data.domains)
+    return index % sets if recipe.targets[target].zoo.tasks == "whole" and index >= sets else 0
 
 
 def _build_one(job: tuple[Recipe, Path, str, int]) -> None:
@@ -99,8 +108,8 @@ def _build_one(job: tuple[Recipe, Path, str, int]) -> None:
             initial = {**initial, **shared.load(run, target), "head.weight": torch.zeros_like(initial["head.weight"])}
         weights, train_accuracy = fit_network(spec, initial, x, y, settings, generator)
         if settings.init == "independent" and index:
-            # Hidden units of independent seeds come in any order: bring them to model 0's.
-            order = alignment.match(spec, weights, _reference(recipe, run, target), generator)
+            # Hidden units of independent seeds come in any order: bring them to one model's.
+            order = alignment.match(spec, weights, _reference(recipe, run, target, index), generator)
             weights = alignment.permute(spec, weights, order)
     meta = {
         "index": index,
@@ -147,10 +156,11 @@ def _labelled(features: Tensor) -> tuple[Tensor, Tensor]:
     return features.flatten(0, 1), torch.arange(len(features)).repeat_interleave(features.shape[1])
 
 
-def _reference(recipe: Recipe, run: Path, target: str) -> dict[str, Tensor]:
-    path = folder(run, target) / "00000.safetensors"
+def _reference(recipe: Recipe, run: Path, target: str, index: int) -> dict[str, Tensor]:
+    first = reference_of(recipe, target, index)
+    path = folder(run, target) / f"{first:05d}.safetensors"
     if not path.exists():
-        _build_one((recipe, run, target, 0))
+        _build_one((recipe, run, target, first))
     return load_file(path)
 
 

@@ -2,9 +2,10 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import matplotlib.pyplot as plt
 import pytest
 
-from benchmarks import better_start, plots
+from benchmarks import better_start, figures, plots, plots_fewshot
 from tests.benchmarks import made
 
 
@@ -16,8 +17,10 @@ def test_every_result_file_is_drawn_and_twice_the_same(tmp_path: Path) -> None:
         "better_start",
         "distances",
         "fewshot-cnn-l",
+        "fewshot-head",
         "novelty-cnn-l",
         "time-cnn-l",
+        "time-head",
     ]
     first = {p: p.read_bytes() for p in written}
     for content in first.values():
@@ -30,9 +33,17 @@ def test_without_results_nothing_is_drawn(tmp_path: Path) -> None:
 
 
 def test_error_bars_reach_the_ends_of_the_interval() -> None:
-    (below,), (above,) = plots.errors([{"mean": 0.5, "low": 0.4, "high": 0.7}])
+    (below,), (above,) = figures.errors([{"mean": 0.5, "low": 0.4, "high": 0.7}])
     assert (below, above) == (pytest.approx(0.1), pytest.approx(0.2))
 
 
-def test_every_start_has_a_style() -> None:
-    assert set(better_start.STARTS) <= set(plots.STYLES)
+def test_everything_that_is_drawn_has_a_style() -> None:
+    assert {*better_start.STARTS, *plots_fewshot.BY_SHOTS, *plots_fewshot.BY_TIME} <= set(figures.STYLES)
+
+
+def test_wall_time_has_a_panel_a_set_and_number_of_images() -> None:
+    figure = plots_fewshot.by_time([r for r in made.fewshot()["rows"] if r["target"] == "cnn-l"])
+    titles = [axis.get_title() for axis in figure.axes if axis.get_visible()]
+    assert titles == ["digits\n1 a class", "digits\n5 a class"]
+    assert all(axis.get_xscale() == "log" for axis in figure.axes if axis.get_visible())
+    plt.close(figure)

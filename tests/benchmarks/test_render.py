@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import render
+from benchmarks import render, render_fewshot
 from tests.benchmarks import made
 
 
@@ -46,10 +46,41 @@ def test_check_fails_on_a_difference_and_changes_nothing(readme: Path, monkeypat
 
 
 @pytest.mark.parametrize("name", sorted(render.TABLES))
-def test_every_table_is_one_grid(name: str) -> None:
-    lines = [line for line in render.TABLES[name](made.ALL[name]()).splitlines() if line.startswith("|")]
-    assert len(lines) >= 3
-    assert len({line.count("|") for line in lines}) == 1
+def test_every_table_is_a_grid(name: str) -> None:
+    source, table = render.TABLES[name]
+    for part in table(made.ALL[source]()).split("\n\n"):
+        lines = [line for line in part.splitlines() if line.startswith("|")]
+        assert len(lines) in (0, *range(3, 30))
+        assert len({line.count("|") for line in lines}) <= 1
+
+
+def test_a_marked_table_may_share_its_result_file(readme: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme.write_text("<!-- results:leads -->\n<!-- end -->\n<!-- results:fewshot -->\n<!-- end -->\n")
+    assert run(monkeypatch) == 0
+    assert readme.read_text().count("docs/results/fewshot.json)") == 2
+
+
+def test_what_stands_beside_a_result_file_is_written_and_checked(readme: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = readme.with_name("fewshot.md")
+    run(monkeypatch)
+    assert "| digits, 10-way, 1 |" in document.read_text()
+    assert run(monkeypatch, "--check") == 0
+    document.write_text(document.read_text().replace("+10.0", "+11.0"))
+    assert run(monkeypatch, "--check") == 1
+    document.unlink()
+    assert run(monkeypatch, "--check") == 1
+
+
+def test_leads_are_over_the_hardest_rival_and_a_rival_ahead_is_shown_so() -> None:
+    text = render_fewshot.leads(made.fewshot())
+    # of its own architecture the best rival is fine-tuning, on two tasks; nearest class mean keeps the encoder
+    whole = "| fine-tune 100: 55.0 % | **+5.0 ± 0.0** | **+6.0 ± 0.0** | 2 | -10.0 ± 0.0 (nearest class mean) | 1.00 |"
+    assert f"| digits, 10-way, 1 {whole}" in text
+    assert "| digits, 10-way, 1 | nearest class mean: 70.0 % | -10.0 ± 0.0 | -9.0 ± 0.0 | 3 |" in text
+
+
+def test_fewer_tasks_are_said() -> None:
+    assert "| fine-tune 100 | 55.0 (2) | 55.0 (2) |" in render_fewshot.accuracies(made.fewshot())
 
 
 def test_an_interval_is_shown_as_half_its_width() -> None:

@@ -30,3 +30,18 @@ def test_a_result_file_says_how_to_make_it_again(tmp_path: Path, monkeypatch: py
     content = json.loads(path.read_text())
     assert content["command"].endswith("--draws 3")
     assert (content["bundle"], content["settings"], content["rows"]) == ("bundle-1", {"draws": 3}, [{"a": 1}])
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (["--run", "runs/x", "--data", "sets", "--out", "a.json"], "--run runs/x --data DIR --out a.json"),
+        (["--only", "digits/head/1", "*/cnn-l/*", "--data", "sets"], "--data DIR"),
+        (["--data", "sets", "--only", "digits/head/1"], "--data DIR"),
+    ],
+)
+def test_a_command_hides_where_the_data_lie_and_makes_the_whole_table(
+    given: list[str], shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["x", *given])
+    assert results.command().endswith(f" {shown}")
