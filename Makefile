@@ -33,13 +33,14 @@ lint: setup
 RUN ?= runs/starter
 bench: setup
 	$(BIN)/python -m benchmarks.digits --draws 10 --out docs/results/digits.json
-	$(BIN)/python -m benchmarks.fewshot --run $(RUN) --data $(DATA) --out docs/results/fewshot.json
+	$(BIN)/python -m benchmarks.fewshot --run $(RUN) --data $(DATA) --tasks 100 --head-tasks 300 --hundred 30 --thousand 5 --out docs/results/fewshot.json
 	$(BIN)/python -m benchmarks.seen_tasks --run $(RUN) --out docs/results/seen_tasks.json
 	$(BIN)/python -m benchmarks.latency --out docs/results/latency.json
 	$(BIN)/python -m benchmarks.runtime_backends --out docs/results/runtime_backends.json
 	$(BIN)/python -m benchmarks.better_start --run $(RUN) --data $(DATA) --most-images 10000 --out docs/results/better_start.json
 	$(BIN)/python -m benchmarks.cost --out docs/results/cost.json
 	$(BIN)/python -m benchmarks.novelty --run $(RUN) --data $(DATA) --tasks 10 --out docs/results/novelty.json
+	$(BIN)/python -m benchmarks.ablations --run $(RUN) --data $(DATA) --steps 300 --tasks 24 --out docs/results/ablations.json
 	$(BIN)/loomweight train card --recipe starter
 	$(BIN)/python -m benchmarks.plots
 	$(BIN)/python -m benchmarks.render

@@ -131,7 +131,16 @@ TABLES: dict[str, tuple[str, Table]] = {
     "novelty": ("novelty", novelty),
 }
 """The result file that a marked table is made from, and how."""
-DOCUMENTS: dict[str, Table] = {"fewshot": render_fewshot.document}
+
+
+def _page(title: str, name: str, table: Table) -> Table:
+    return lambda content: f"# {title}\n\n{table(content)}{_source(content, name)}"
+
+
+DOCUMENTS: dict[str, Table] = {
+    "fewshot": render_fewshot.document,
+    "novelty": _page("Does the novelty score say when generating stops helping?", "novelty", novelty),
+}
 """What stands beside its result file in full."""
 
 
