@@ -1,0 +1,17 @@
+"""Which tasks were these networks trained for? Learned similarity of checkpoints, from their weights alone."""
+
+from loomweight.similarity.files import tensors_of
+from loomweight.similarity.layers import Reading, read
+from loomweight.similarity.scoring import Calibration, Comparison, Embedding, Familiar, LayerPair, Similarity
+
+__all__ = [
+    "Calibration",
+    "Comparison",
+    "Embedding",
+    "Familiar",
+    "LayerPair",
+    "Reading",
+    "Similarity",
+    "read",
+    "tensors_of",
+]
