@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import render_fewshot
+from benchmarks import literature_tables, render_fewshot
 from benchmarks.render_fewshot import grid, percent
 
 README = Path("README.md")
@@ -139,6 +139,10 @@ def _page(title: str, name: str, table: Table) -> Table:
 
 DOCUMENTS: dict[str, Table] = {
     "fewshot": render_fewshot.document,
+    "table4": _page("The literature's generation table (recipe table4)", "table4", literature_tables.table4),
+    "literature_fewshot": _page(
+        "The literature's few-shot heads (recipe fewshot)", "literature_fewshot", literature_tables.fewshot
+    ),
     "novelty": _page("Does the novelty score say when generating stops helping?", "novelty", novelty),
 }
 """What stands beside its result file in full."""
