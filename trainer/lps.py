@@ -10,7 +10,7 @@ part in either.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,8 @@ def train(
     Its state is kept in `folder`, under a name that says what it learns from and how: the same call resumes or
     reads it, another one starts afresh.
     """
+    if kind == "second-order":
+        settings = replace(settings, steps=settings.second_order_steps)
     network = make(kind, settings, Generator().manual_seed(seed))
     labels = examples.labels
     tasks = int(labels.max()) + 1

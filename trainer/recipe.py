@@ -175,6 +175,7 @@ class LpsRecipe(TrainingRecipe):
     """Stage `lps`: the second-order networks over a model set."""
 
     steps: int = 150
+    second_order_steps: int = 1000  # for the published network, whose steps are cheap and which learns slowly
     lr: float = 1e-3
     weight_decay: float = 1e-2
     tasks: int = 8  # tasks of a batch

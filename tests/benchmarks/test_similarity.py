@@ -16,7 +16,9 @@ from trainer.recipe import LpsRecipe, ModelSetRecipe
 MODELS = ModelSetRecipe(
     domain="glyphs", tasks=8, withheld_tasks=0, seeds=4, networks=("plain-4-batch-relu",), epochs=3, per_class=40
 )
-LEARNING = LpsRecipe(steps=3, tasks=3, models=2, probes=8, side=8, slots=2, protocol_tasks=4, protocol_seeds=3)
+LEARNING = LpsRecipe(
+    steps=3, second_order_steps=3, tasks=3, models=2, probes=8, side=8, slots=2, protocol_tasks=4, protocol_seeds=3
+)
 SMALL = replace(recipe.load("tiny"), modelset=MODELS, lps=LEARNING)
 ANOTHER = replace(SMALL, modelset=replace(MODELS, networks=("cnn-s", "residual-4-group-gelu"), epochs=1, seeds=4))
 

@@ -13,7 +13,7 @@ from trainer.modelset import SetModel
 from trainer.pairs import PairTask
 from trainer.recipe import LpsRecipe, ModelSetRecipe, Recipe
 
-SETTINGS = LpsRecipe(steps=6, tasks=3, models=2, probes=8, side=8, slots=2, protocol_tasks=3)
+SETTINGS = LpsRecipe(steps=6, second_order_steps=30, tasks=3, models=2, probes=8, side=8, slots=2, protocol_tasks=3)
 MODELS = ModelSetRecipe(
     domain="glyphs", tasks=6, withheld_tasks=0, seeds=3, networks=("plain-4-batch-relu",), epochs=1, per_class=40
 )
