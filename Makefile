@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning; several processes share the cores here.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint bench clean deploy-check observability-check restore-drill images images-check pin-images smoke constraints
+.PHONY: setup demo test lint bench clean deploy-check observability-check dashboards-check restore-drill images images-check pin-images smoke constraints
 
 setup: .venv/.ready
 
@@ -54,6 +54,10 @@ deploy-check: setup
 observability-check: setup
 	cd observability/prometheus && promtool check config prometheus.yml && promtool test rules tests/*.yml
 	$(BIN)/python -m tests.deploy.observability --out docs/results/observability.json --plots docs/images
+
+# Dashboards against Grafana's own types; needs npm.
+dashboards-check: setup
+	$(BIN)/python -m tests.deploy.grafana_schema
 
 # Store and Redis are lost and restored, on loopback servers of the drill's own.
 restore-drill: setup

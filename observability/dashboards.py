@@ -16,6 +16,17 @@ from typing import Any
 
 HERE = Path(__file__).parent
 _WIDTH, _HEIGHT = 24, 8  # Grafana's grid, and the height of a panel in it
+_LINKS = {
+    "type": "dashboards",
+    "title": "Loomweight",
+    "tags": ["loomweight"],
+    "asDropdown": True,
+    "includeVars": False,
+    "keepTime": True,
+    "targetBlank": False,
+    "icon": "dashboard",
+    "tooltip": "",
+}
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
@@ -270,7 +281,7 @@ def dashboard(uid: str, title: str, panels: Sequence[Panel]) -> dict[str, Any]:
         "graphTooltip": 1,
         "refresh": "30s",
         "time": {"from": "now-6h", "to": "now"},
-        "links": [{"type": "dashboards", "title": "Loomweight", "tags": ["loomweight"], "asDropdown": True}],
+        "links": [_LINKS],
         "templating": {"list": variables},
         "panels": list(_placed(panels)),
     }

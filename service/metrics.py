@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -127,7 +127,7 @@ class _Broker(_Live):
         """Yield the gauges; without Redis only the one that says so."""
         start = time.perf_counter()
         try:
-            info = cast("dict[str, Any]", self._redis.info())
+            info: dict[str, Any] | None = self._redis.info()
         except RedisError:
             info = None
         yield _gauge("loomweight_broker_up", "Whether Redis answers this gateway.", int(info is not None))
