@@ -43,7 +43,8 @@ def submit(url: str, wait_s: int = 0, **options: Any) -> bytes:
         for seed in range(5)
     ]
     body = json.dumps({"samples": samples, **options}).encode()
-    return ask(f"{url}/generate", body, {"Content-Type": "application/json", "Prefer": f"wait={wait_s}"})
+    held = {"Prefer": f"wait={wait_s}"} if wait_s else {}
+    return ask(f"{url}/generate", body, {"Content-Type": "application/json", **held})
 
 
 def generate(url: str, **options: Any) -> dict[str, Any]:
