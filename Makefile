@@ -69,8 +69,9 @@ images:
 	for target in $(IMAGES); do docker build --target $$target --tag loomweight/$$target:$(VERSION) . || exit 1; done
 
 # The same without a container engine, as root; needs buildah and debootstrap.
-images-check:
+images-check: setup
 	tests/deploy/images.sh $(IMAGES)
+	$(BIN)/python -m tests.deploy.images --targets $(IMAGES) --out docs/results/images.json
 
 # Lines for .env that pin what is pulled: a tag moves, a digest does not. Needs docker and the network.
 pin-images:
