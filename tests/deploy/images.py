@@ -69,7 +69,11 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="loomweight-") as folder,
         ContainerStack(Path(folder), ROOT / "bundles" / "starter") as stack,
     ):
-        job = smoke.generate(stack.url)
+        try:
+            job = smoke.generate(stack.url)
+        except Exception:
+            print((Path(folder) / "gateway.log").read_text()[-6000:])
+            raise
         weights = smoke.download(stack.url, job["result"]["models"][0]["id"])
     result = {
         "table": "images",
