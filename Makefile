@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning; several processes share the cores here.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench clean deploy-check observability-check dashboards-check restore-drill images images-check pin-images smoke constraints
 
 setup: .venv/.ready
 
@@ -44,6 +44,51 @@ bench: setup
 	$(BIN)/loomweight train card --recipe starter
 	$(BIN)/python -m benchmarks.plots
 	$(BIN)/python -m benchmarks.render
+
+# Operations: docs/deployment.md ----------------------------------------------------------------------------------------
+
+# Manifests, Dockerfile, compose file, rules, dashboards; needs kubectl. Part of `make test` too.
+deploy-check: setup
+	$(BIN)/python -m pytest tests/deploy
+
+# Every alert's unit tests, then a real Prometheus beside the real service; needs promtool and prometheus.
+observability-check: setup
+	cd observability/prometheus && promtool check config prometheus.yml && promtool test rules tests/*.yml
+	$(BIN)/python -m tests.deploy.observability --out docs/results/observability.json --plots docs/images
+
+# Dashboards against Grafana's own types; needs npm.
+dashboards-check: setup
+	$(BIN)/python -m tests.deploy.grafana_schema
+
+# Store and Redis are lost and restored, on loopback servers of the drill's own.
+restore-drill: setup
+	$(BIN)/python -m tests.deploy.restore_drill --out docs/results/restore_drill.json
+
+VERSION ?= 0.1.0
+IMAGES ?= api worker trainer
+images:
+	for target in $(IMAGES); do docker build --target $$target --tag loomweight/$$target:$(VERSION) . || exit 1; done
+
+# The same without a container engine, as root; needs buildah and debootstrap.
+images-check: setup
+	tests/deploy/images.sh $(IMAGES)
+	$(BIN)/python -m tests.deploy.images --targets $(IMAGES) --out docs/results/images.json
+
+# Lines for .env that pin what is pulled: a tag moves, a digest does not. Needs docker and the network.
+pin-images:
+	@for pin in REDIS_IMAGE=docker.io/valkey/valkey:8.1-alpine S3_IMAGE=docker.io/chrislusf/seaweedfs:4.48 \
+	    PROMETHEUS_IMAGE=docker.io/prom/prometheus:v3.2.1 GRAFANA_IMAGE=docker.io/grafana/grafana:12.2.0 \
+	    PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm; do \
+	  echo "$$pin@$$(docker buildx imagetools inspect --format '{{.Manifest.Digest}}' $${pin#*=})"; done
+
+# One job through a running service, as a client; needs no package.
+URL ?= http://localhost:8000
+smoke:
+	python3 tests/deploy/smoke.py $(URL)
+
+constraints: setup
+	{ sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable --exclude torch; } > constraints.tmp
+	mv constraints.tmp constraints.txt
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 import click
 
+from cli.store import store
+
 EXIT_FAILED = 1  # the request was refused, the job failed, or the service stopped by itself
 EXIT_UNREACHABLE = 3
 EXIT_INTERRUPTED = 130
@@ -171,6 +173,9 @@ def verify(folder: Path | None) -> None:
     except InvalidBundle as error:
         _fail(str(error), EXIT_FAILED)
     click.echo(f"{manifest['id']}: {len(manifest['files'])} files are as they should be.")
+
+
+main.add_command(store)
 
 
 def default_bundle() -> Path:

@@ -14,6 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from starlette.concurrency import run_in_threadpool
 
+from model_store.measured import MeasuredStore
 from model_store.models import ModelRepository
 from service.catalogue import endpoints as catalogue
 from service.catalogue.service import Catalogue
@@ -63,8 +64,9 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
 
 def _open(settings: GatewaySettings) -> Services:
     redis = settings.open_redis()
-    store = settings.open_store()
     jobs, workers = settings.open_jobs(redis), settings.open_registry(redis)
+    metrics = Metrics(redis, jobs, workers, settings.max_queued)
+    store = MeasuredStore(settings.open_store(), metrics.observe_store)
     return Services(
         settings=settings,
         redis=redis,
@@ -82,7 +84,7 @@ def _open(settings: GatewaySettings) -> Services:
         store=store,
         models=ModelRepository(store),
         catalogue=Catalogue(settings.bundle_dir),
-        metrics=Metrics(jobs, workers),
+        metrics=metrics,
     )
 
 

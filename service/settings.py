@@ -17,6 +17,10 @@ class GatewaySettings(Settings):
     keepalive_s: float = Field(default=15, gt=0, description="Silence on an event stream until a comment is sent.")
     url_expires_s: int = Field(default=600, ge=1, description="How long a presigned URL works.")
 
+    ready_without_workers: bool = Field(
+        default=False,
+        description="Be ready while no worker is: where workers scale to zero, it takes a job to start one.",
+    )
     queue_ttl_s: int = Field(default=3_600, ge=1, description="How long a job may wait to begin until it expires.")
     input_ttl_s: int = Field(
         default=86_400,

@@ -5,13 +5,17 @@ stopped.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from model_store.store import open_store
 from trainer import recipe as recipes
+from trainer.mirror import Mirror, zoo_shard
 from trainer.recipe import Recipe
 
 
@@ -145,6 +149,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--also", type=Path, nargs="+", default=(), help="stage lps: further runs whose model sets it learns from"
     )
     parser.add_argument("--threads", type=int, default=None, help="torch's threads (default: the recipe's)")
+    parser.add_argument(
+        "--store",
+        default=None,
+        metavar="URL",
+        help="keep a copy of the run folder here, s3://bucket/prefix or a directory, and begin with what it holds",
+    )
     arguments = parser.parse_args(argv)
     recipe = recipes.load(arguments.recipe)
     run = arguments.run or Path("runs") / recipe.name
@@ -152,9 +162,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     shard, shards = arguments.shard
     also = tuple(arguments.also)
     options = Options(arguments.data, shard, shards, arguments.processes, tuple(arguments.targets), arguments.out, also)
-    for name in STAGES if arguments.stage == "all" else [arguments.stage]:
-        {**STAGES, **AFTERWARDS}[name](recipe, run, options)
+    with _mirrored(arguments, run):
+        for name in STAGES if arguments.stage == "all" else [arguments.stage]:
+            {**STAGES, **AFTERWARDS}[name](recipe, run, options)
     return 0
+
+
+@contextmanager
+def _mirrored(arguments: argparse.Namespace, run: Path) -> Iterator[None]:
+    if arguments.store is None:
+        yield
+        return
+    with closing(open_store(arguments.store)) as store:
+        mirror = Mirror(store, run)
+        mirror.pull(zoo_shard(*arguments.shard) if arguments.stage == "zoo" else lambda name: True)
+        with _ended_by_sigterm(), mirror.following():
+            yield
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """A machine that is taken away says so with SIGTERM: time to hand over what is finished."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

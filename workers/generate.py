@@ -11,8 +11,9 @@ A delivery ends in one of these outcomes; only the first three end the job:
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -29,6 +30,7 @@ from workers.lease import Lease, with_patience
 from workers.limits import InputError
 from workers.messages import (
     MAX_SEED,
+    PROBLEM_BASE,
     GenerateResult,
     InputRef,
     JobError,
@@ -42,6 +44,7 @@ from workers.runtime import Runtime
 _log = logging.getLogger(__name__)
 Outcome = Literal["succeeded", "failed", "canceled", "skipped", "lost", "abandoned"]
 
+KIND = "generate"
 PROGRESS_EVERY_S = 0.1
 _INTERNAL = JobError.of(
     "internal",
@@ -62,7 +65,7 @@ def generate(job_id: str, runtime: Runtime) -> Outcome:
         except RedisError:
             _log.exception("job %s: Redis does not answer; the job is left to others", job_id)
             outcome = "abandoned"
-    metrics.JOBS.labels(kind="generate", outcome=outcome).inc()
+    metrics.JOBS.labels(kind=KIND, outcome=outcome).inc()
     _log.info("job %s: %s", job_id, outcome)
     return outcome
 
@@ -113,6 +116,7 @@ def _work(attempt: _Attempt) -> tuple[Outcome, Callable[[], None]]:
     except Exception:  # noqa: BLE001 - the worker survives whatever a job does
         _log.exception("job %s failed", job_id)
         problem = _INTERNAL
+    metrics.FAILURES.labels(kind=KIND, reason=problem.type.removeprefix(PROBLEM_BASE)).inc()
     return "failed", partial(jobs.fail, job_id, token, problem)
 
 
@@ -136,8 +140,7 @@ def _produce(attempt: _Attempt) -> GenerateResult:
         origin = Origin(record.id, samples.sha256, result.n_holdout)
         models = _store(attempt, result, origin, report)
 
-    for stage, milliseconds in timings.items():
-        metrics.STAGE_SECONDS.labels(stage=stage).observe(milliseconds / 1e3)
+    _observe(record, options, result, timings)
     return GenerateResult(
         models=models,
         classes=result.classes,
@@ -149,6 +152,21 @@ def _produce(attempt: _Attempt) -> GenerateResult:
         novelty=Novelty.model_validate(result.novelty),
         timings_ms={stage: round(milliseconds, 3) for stage, milliseconds in timings.items()},
     )
+
+
+def _observe(
+    record: JobRecord, options: GenerateOptions, result: GenerationResult, timings: Mapping[str, float]
+) -> None:
+    for stage, milliseconds in timings.items():
+        metrics.STAGE_SECONDS.labels(stage=stage).observe(milliseconds / 1e3)
+    metrics.JOB_SECONDS.labels(kind=KIND).observe((datetime.now(UTC) - record.created_at).total_seconds())
+    metrics.CANDIDATES.labels(target=options.target).observe(options.candidates)
+    metrics.NOVELTY.labels(target=options.target).observe(float(result.novelty["score"] or 0))
+    best = result.models[0].holdout_accuracy
+    if best is not None:
+        metrics.HOLDOUT_ACCURACY.labels(target=options.target).observe(best)
+        if result.baselines:
+            metrics.GAIN.labels(target=options.target).observe(best - max(result.baselines.values()))
 
 
 def _read(inputs: InputRef | None, runtime: Runtime) -> Samples:

@@ -208,6 +208,18 @@ class Jobs:
             sizes = iter(pipe.execute())
         return {queue: QueueCounts(next(sizes), next(sizes)) for queue in QUEUES}
 
+    def waiting_s(self) -> dict[str, float]:
+        """Return how long the first job of each queue has waited since it was created; 0 for an empty queue."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for queue in QUEUES:
+                pipe.zrange(self._key("queued", queue), 0, 0)
+            firsts = pipe.execute()
+            for ids in firsts:
+                pipe.hget(self._key("job", ids[0] if ids else ""), "created_at")
+            created = pipe.execute()
+        now = self._now()
+        return {queue: max(0.0, now - float(at)) if at else 0.0 for queue, at in zip(QUEUES, created, strict=True)}
+
     def events(self, job_id: str, after: str = "0-0", limit: int = 1_000) -> list[Event]:
         """Return the events that follow the one with the id `after`."""
         entries = self._redis.xrange(self.events_key(job_id), min=f"({after}", count=limit)

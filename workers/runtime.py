@@ -14,6 +14,7 @@ import torch
 from redis import RedisError
 
 from loomweight.generator import GenerateOptions, Generator
+from model_store.measured import MeasuredStore
 from model_store.models import ModelRepository
 from workers import metrics
 from workers.jobs import Jobs
@@ -46,9 +47,11 @@ def load(settings: WorkerSettings) -> Runtime:
     generator = Generator.load(settings.bundle_dir, device=device, backend=settings.backend, threads=settings.threads)
     _warm_up(generator)
     metrics.BUNDLE.labels(bundle=generator.bundle.id, device=device).set(1)
+    metrics.watch_device(device)
     jobs = settings.open_jobs(settings.open_redis())
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    return Runtime(settings, worker_id, device, generator, jobs, ModelRepository(settings.open_store()))
+    store = MeasuredStore(settings.open_store(), metrics.observe_store)
+    return Runtime(settings, worker_id, device, generator, jobs, ModelRepository(store))
 
 
 def _warm_up(generator: Generator) -> None:

@@ -56,7 +56,10 @@ class Reaper:
         jobs = self._services.jobs
         for job_id in jobs.orphans():
             with suppress(UnknownJob):
-                _log.warning("job %s lost its worker; now %s", job_id, jobs.requeue(job_id))
+                status = jobs.requeue(job_id)
+                if status != "running":  # else a worker was faster
+                    self._services.metrics.reaped.labels(status).inc()
+                _log.warning("job %s lost its worker; now %s", job_id, status)
 
     def _send(self) -> None:
         jobs = self._services.jobs
@@ -75,4 +78,5 @@ class Reaper:
         )
         for job_id in jobs.overdue(waited):
             with suppress(UnknownJob):
-                jobs.expire(job_id, error)
+                if jobs.expire(job_id, error) == "expired":
+                    self._services.metrics.reaped.labels("expired").inc()

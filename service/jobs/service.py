@@ -57,8 +57,11 @@ async def follow(redis: AsyncRedis, key: str, after: str, silence_s: float) -> A
 async def wait(services: Services, job_id: str, seconds: float) -> JobRecord:
     """Return the record when the job has ended, or as it is when the time is up."""
     key = services.jobs.events_key(job_id)
+    clock = asyncio.get_running_loop().time
+    end = clock() + seconds
     with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout_at(end):
             async for _ in follow(services.followers, key, START, seconds):
-                pass
+                if clock() >= end:  # the cancellation that the timeout sends once can get lost in a read from Redis
+                    break
     return await run_in_threadpool(services.jobs.get, job_id)

@@ -61,6 +61,11 @@ def test_readiness_names_everything_that_is_missing(start: Start, tmp_path: Path
     assert gateway.client.get("/livez").status_code == 200
 
 
+def test_where_workers_scale_to_zero_a_gateway_is_ready_without_one(start: Start) -> None:
+    gateway = start(ready_without_workers=True)
+    assert gateway.client.get("/readyz").json() == {"status": "ready", "bundle": MANIFEST["id"], "workers": 0}
+
+
 def metrics(gateway: Gateway) -> dict[str, float]:
     lines = [line for line in gateway.client.get("/metrics").text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
@@ -88,7 +93,13 @@ def test_queues_are_read_when_asked(gateway: Gateway) -> None:
     assert seen['loomweight_jobs_running{queue="generate"}'] == 1
     assert seen['loomweight_jobs_queued{queue="large"}'] == 0
     assert seen["loomweight_workers_alive"] == 1
+    assert 0 < seen['loomweight_jobs_longest_wait_seconds{queue="generate"}'] < 60
+    assert seen['loomweight_jobs_longest_wait_seconds{queue="large"}'] == 0
+    assert seen["loomweight_jobs_queued_limit"] == 1_000
     assert seen["loomweight_broker_up"] == 1
+    assert 0 < seen["loomweight_broker_memory_bytes"] < seen["loomweight_broker_memory_limit_bytes"]
+    assert seen["loomweight_broker_persists"] == 0, "the tests' broker writes no append-only file"
+    assert seen['loomweight_store_operation_seconds_count{operation="put",outcome="ok"}'] == 3
     assert seen['loomweight_jobs_created_total{kind="generate",method="conditional-mean",target="cnn-s"}'] == 3
     assert seen["loomweight_upload_bytes_count"] == 3
 

@@ -1,4 +1,5 @@
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -140,7 +141,7 @@ def test_delete(gateway: Gateway) -> None:
 
 def test_files_that_vanish_or_rot(gateway: Gateway) -> None:
     card, _ = save_model(gateway.services.models)
-    root = gateway.services.store.root  # type: ignore[attr-defined]
+    root = Path(gateway.services.settings.store_url)
     weights = root / f"models/{card.id}/weights.safetensors"
     weights.unlink()
     problem(gateway.client.get("/models/m-1/weights"), 404, "not-found")

@@ -1,6 +1,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -27,6 +28,7 @@ def test_a_lost_workers_job_is_queued_and_sent_again(start: Start, redis: Redis)
         time.sleep(0.02)
     assert gateway.jobs.get(job_id).status == "queued"
     assert gateway.jobs.due() == []
+    assert gateway.services.metrics.registry.get_sample_value("loomweight_jobs_reaped_total", {"status": "queued"}) == 1
 
 
 def test_a_job_whose_message_could_not_be_sent_is_not_lost(
@@ -60,13 +62,16 @@ def test_jobs_expire_that_nobody_begins(start: Start) -> None:
     job = gateway.client.get(f"/jobs/{job_id}").json()
     assert job["status"] == "expired"
     assert job["error"]["detail"].startswith("No worker began the job within 1 seconds")
+    assert (
+        gateway.services.metrics.registry.get_sample_value("loomweight_jobs_reaped_total", {"status": "expired"}) == 1
+    )
 
 
 def test_old_uploads_are_swept(gateway: Gateway) -> None:
     old, new = (gateway.jobs.get(gateway.post().json()["id"]).inputs for _ in range(2))
     assert old
     assert new
-    root = gateway.services.store.root  # type: ignore[attr-defined]
+    root = Path(gateway.services.settings.store_url)
     day_before = time.time() - 86_500
     os.utime(root / old.key, (day_before, day_before))
     assert Reaper(gateway.services).sweep() == 1

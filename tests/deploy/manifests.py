@@ -1,0 +1,50 @@
+"""What `kubectl kustomize` makes of `k8s/`, for the tests."""
+
+import json
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+BUILDS = ("overlays/local", "overlays/gpu", "overlays/aws", "training")
+Resource = dict[str, Any]
+
+
+def kubectl() -> str | None:
+    return shutil.which("kubectl")
+
+
+@cache
+def _built(build: str) -> str:
+    made = subprocess.run(
+        ["kubectl", "kustomize", str(ROOT / "k8s" / build)], check=True, capture_output=True, text=True
+    )
+    return json.dumps([resource for resource in yaml.safe_load_all(made.stdout) if resource])
+
+
+def resources(build: str) -> list[Resource]:
+    """Every resource of a build, fresh for each caller."""
+    found: list[Resource] = json.loads(_built(build))
+    return found
+
+
+def named(build: str, kind: str, name: str) -> Resource:
+    [found] = [r for r in resources(build) if r["kind"] == kind and r["metadata"]["name"] == name]
+    return found
+
+
+def pods(build: str) -> list[tuple[str, Resource]]:
+    """Every pod template, by kind and name of its owner."""
+    return [
+        (f"{r['kind']}/{r['metadata']['name']}", r["spec"]["template"])
+        for r in resources(build)
+        if r["kind"] in ("Deployment", "StatefulSet", "Job", "DaemonSet")
+    ]
+
+
+def environment(container: Resource, config: dict[str, str] | None = None) -> dict[str, str]:
+    return {**(config or {}), **{entry["name"]: entry.get("value", "") for entry in container.get("env", [])}}

@@ -1,0 +1,71 @@
+"""The Dockerfile and docker-compose.yml, as far as a file can be judged without running it."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def tool(name: str) -> str:
+    return str(Path(sys.executable).with_name(name))
+
+
+@pytest.fixture(scope="module")
+def compose(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    settings = tmp_path_factory.mktemp("compose") / "env"
+    settings.write_text(re.sub(r"=$", "=x", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
+    made = subprocess.run(
+        [tool("docker-compose"), "--env-file", str(settings), "--profile", "gpu", "config", "--format", "json"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return dict(json.loads(made.stdout))
+
+
+def test_the_dockerfile_passes_its_linter() -> None:
+    linted = subprocess.run([tool("hadolint"), str(ROOT / "Dockerfile")], check=False, capture_output=True, text=True)
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+
+def test_only_what_the_dockerfile_copies_reaches_a_build() -> None:
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copies = re.findall(r"^COPY (?!--from)(.+)", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    copied = {source.split("/")[0] for line in copies for source in line.split()[:-1]}
+    assert copied == let_in
+
+
+def test_secrets_have_no_defaults(tmp_path: Path) -> None:
+    command = [tool("docker-compose"), "--env-file", "/dev/null", "config", "-q"]
+    refused = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert refused.returncode != 0
+    assert "set it in .env" in refused.stderr
+
+
+def test_every_service_is_confined_watched_and_pinned(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert not service["image"].endswith(":latest"), name
+        for port in service.get("ports", []):
+            assert port["host_ip"] == "127.0.0.1", name
+        for needed in service.get("depends_on", {}).values():
+            assert needed["condition"] in ("service_healthy", "service_completed_successfully"), name
+
+
+def test_gateway_and_workers_agree(compose: dict[str, Any]) -> None:
+    services = compose["services"]
+    shared = services["gateway"]["environment"]
+    for name in ("worker", "worker-gpu", "bucket"):
+        if name in services:
+            assert services[name]["environment"].items() >= shared.items(), name
+    gpu = services["worker-gpu"]
+    assert int(gpu["environment"]["LOOMWEIGHT_JOB_LIMIT_S"]) < int(gpu["environment"]["LOOMWEIGHT_SOFT_SHUTDOWN_S"])
+    assert gpu["stop_grace_period"] == "16m0s"
