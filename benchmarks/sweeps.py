@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.loom_tasks import Task, Try, accuracy
+from benchmarks.loom_tasks import Task, Try, accuracy, share_right
 from loomweight import candidates as weaving
 from loomweight import ranking
-from loomweight.candidates import CLOSED_FORM, SCALES, Kind, Sampling
+from loomweight.candidates import CLOSED_FORM, SCALES, Candidate, Kind, Sampling
 from loomweight.loom import LOOKED_AT, Loom, Support
+from loomweight.ranking import Answers
 
 MEAN = Kind("mean")
 DEFAULT = Sampling(steps=8, guidance=1.0, temperature=1.0, candidates=1, seed=0)
@@ -81,14 +82,22 @@ def shares(loom: Loom) -> Try:
     return attempt
 
 
-def cross_validated(loom: Loom, task: Task, kinds: list[Kind], how: Sampling, folds: int) -> tuple[Tensor, list[int]]:
-    """Latents (kinds, tokens, dim) from all images, and their order, best first, by so many folds."""
+def cross_validated(
+    loom: Loom, task: Task, kinds: list[Kind], how: Sampling, folds: int
+) -> tuple[list[Candidate], Answers | None]:
+    """Candidates from all images, and what they would have answered by so many folds."""
     together, tested = ranking.with_folds(task.support, folds)
     latents = woven(loom, together, kinds, how)
+    found = [weaving.pending(z, k) for z, k in zip(latents[0], kinds, strict=True)]
     if not folds:
-        return latents[0], list(range(len(kinds)))
-    evidence = ranking.cross_validate(loom, together.part(slice(1, None)), tested, latents[1:], kinds)
-    return latents[0], ranking.rank(len(kinds), [evidence])
+        return found, None
+    return found, ranking.cross_validate(loom, together.part(slice(1, None)), tested, latents[1:], kinds)[0]
+
+
+def right(loom: Loom, candidate: Candidate, task: Task) -> float:
+    """Accuracy of a candidate on the images that judge."""
+    network = weaving.decode(loom, candidate, task.support)
+    return share_right(loom.logits(network.trunk, network.rows, task.query), task.truth)
 
 
 def candidates(loom: Loom) -> Try:
@@ -97,13 +106,14 @@ def candidates(loom: Loom) -> Try:
     def attempt(task: Task) -> dict[str, float]:
         most = max(CANDIDATES)
         kinds = [*SCALES, *samples(most)]
-        latents, order = cross_validated(loom, task, kinds, of(task, most), ranking.folds_of(task.support))
+        woven, answers = cross_validated(loom, task, kinds, of(task, most), ranking.folds_of(task.support))
+        order = ranking.rank(len(woven), [ranking.evidence(answers, {})] if answers else [])
         known: dict[int, float] = {}
 
         def best(allowed: Callable[[int], bool]) -> float:
             first = next(i for i in order if allowed(i))
             if first not in known:
-                known[first] = accuracy(loom, latents[first], task)
+                known[first] = right(loom, woven[first], task)
             return known[first]
 
         others = len(SCALES)
@@ -140,16 +150,22 @@ def held_out(loom: Loom, task: Task, share: float) -> float:
 
 
 def evidence(loom: Loom) -> Try:
-    """What ranks the shares of the conditional mean: nothing, folds, held-out images."""
+    """What weighs the shares of the conditional mean: nothing, folds (blended, or the best alone), held-out images."""
     kinds = list(SCALES)
 
-    def by_folds(task: Task, folds: int) -> float:
-        latents, order = cross_validated(loom, task, kinds, of(task), folds)
-        return accuracy(loom, latents[order[0]], task)
+    def by_folds(task: Task, folds: int, *, blended: bool = True) -> float:
+        found, answers = cross_validated(loom, task, kinds, of(task), folds)
+        if answers is None:
+            return right(loom, found[0], task)
+        if blended:
+            return right(loom, ranking.blend(found, answers, weaving.together(loom, kinds))[0], task)
+        return right(loom, found[ranking.rank(len(found), [ranking.evidence(answers, {})])[0]], task)
 
     def attempt(task: Task) -> dict[str, float]:
+        product = ranking.folds_of(task.support)
         found = {
-            "ranked by: the product's folds": by_folds(task, ranking.folds_of(task.support)),
+            "ranked by: the product's folds": by_folds(task, product),
+            "ranked by: the product's folds, the best alone": by_folds(task, product, blended=False),
             "ranked by: nothing": by_folds(task, 0),
         }
         images = task.support.mask.shape[-1]

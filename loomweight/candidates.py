@@ -35,22 +35,17 @@ class Kind:
 
 CLOSED_FORM = Kind("closed-form", 0, 0)
 SCALES = (
-    Kind("mean", 1, 1),
-    Kind("mean-half-rows", 1, 0.5),
-    Kind("mean-trunk", 1, 0),
-    Kind("mean-half", 0.5, 0.5),
-    Kind("mean-half-trunk", 0.5, 0),
-    CLOSED_FORM,
-)
-"""The conditional mean in full, and shrunken: far from training tasks less is more; nothing is the closed form."""
-HEAD_SCALES = (
     Kind("mean"),
     Kind("mean-half", rows=0.5),
-    Kind("mean-half-nearest", rows=0.5, ridge=0),
+    Kind("mean-quarter", rows=0.25),
+    Kind("mean-trunk", rows=0),
     CLOSED_FORM,
-    Kind("nearest-mean", 0, 0, ridge=0),
 )
+"""The conditional mean in full, and with less of its head rows' difference: far from training tasks less is more."""
+HEAD_SCALES = (*SCALES[:3], CLOSED_FORM, Kind("nearest-mean", 0, 0, ridge=0))
 """The same without a trunk. On good features the nearest mean alone can be better than with ridge beside it."""
+BLEND = "blend"
+"""Origin of the network whose head rows are an average over kinds that share a trunk; see `ranking.blend`."""
 
 
 def kinds(loom: Loom, method: str, candidates: int, prior: str) -> list[Kind]:
@@ -63,6 +58,11 @@ def kinds(loom: Loom, method: str, candidates: int, prior: str) -> list[Kind]:
         return shares + [Kind("diffusion", draw=i) for i in range(candidates)]
     mean = [k for k in shares if not k.closed][:candidates]
     return [k for k in shares if k.closed or k in mean]
+
+
+def together(loom: Loom, kinds: list[Kind]) -> list[int]:
+    """Numbers of the kinds whose heads can be averaged: those of the conditional mean's trunk, all if there is none."""
+    return [i for i, k in enumerate(kinds) if k.draw is None and (k.trunk == 1 or not loom.spec.trunk)]
 
 
 Denoise = Callable[[Tensor, Tensor, Condition, Tensor], Tensor]
@@ -78,6 +78,7 @@ class Candidate:
     trunk: Tensor
     rows: Tensor
     ridge: float = 1  # see `Kind`
+    members: "tuple[tuple[float, Candidate], ...]" = ()  # of a blend: what its rows are a weighted sum of
 
 
 @dataclass(frozen=True)
@@ -187,10 +188,18 @@ def kde(
 
 
 def decode(loom: Loom, candidate: Candidate, support: Support) -> Candidate:
-    """Latents to weights; what is weights already passes."""
-    if candidate.latents is None:
+    """Latents to weights; what is weights already passes. A blend's members share the first one's trunk."""
+    parts = candidate.members or ((1.0, candidate),)
+    first = parts[0][1].latents
+    if first is None:
         return candidate
-    latents = candidate.latents[None]
-    trunk = loom.trunks(latents)
-    rows, _ = loom.rows(latents, trunk, support, ridge_share=candidate.ridge)
+    trunk = loom.trunks(first[None])
+    features = loom.support_features(trunk, support)
+    rows = sum(w * loom.rows_on(features, _latents(c)[None], support, ridge_share=c.ridge)[0] for w, c in parts)
+    assert isinstance(rows, Tensor)
     return replace(candidate, trunk=trunk[0], rows=rows[0])
+
+
+def _latents(candidate: Candidate) -> Tensor:
+    assert candidate.latents is not None
+    return candidate.latents

@@ -15,12 +15,12 @@ from torch import Tensor
 from loomweight import candidates as weave
 from loomweight import ranking as ranks
 from loomweight.bundle import Bundle, TargetInfo
-from loomweight.candidates import MEAN, Candidate, Denoise, Sampling
+from loomweight.candidates import BLEND, MEAN, Candidate, Denoise, Sampling
 from loomweight.denoiser import Condition
 from loomweight.errors import Canceled, InvalidRequest
 from loomweight.loom import LOOKED_AT, Loom, Support
 from loomweight.novelty import Novelty
-from loomweight.ranking import Evidence
+from loomweight.ranking import Answers, Evidence
 from loomweight.runtime import Runtime, open_runtime
 from loomweight.splits import Split, flatten_split, split_samples
 from loomweight.weight_vae import join
@@ -98,7 +98,8 @@ class Weaving:
     adapted: Tensor  # (n, c, h, w): all images as the target takes them; for a head their features
     features: Tensor  # (n, dim); of images that the encoder did not look at, zeros
     candidates: list[Candidate]
-    cross_validated: Evidence | None
+    answers: Answers | None = None  # of the candidates, in order, where they were cross-validated
+    cross_validated: Evidence | None = None
 
     def network(self, i: int) -> Candidate:
         """Candidate number i with its weights."""
@@ -217,7 +218,7 @@ class Generator:
             support = _support(loom, split, adapted, features)
             clock.lap("encode")
             report("sample", 0, 1)
-            w = Weaving(options, loom, split, support, adapted, features, [], None)
+            w = Weaving(options, loom, split, support, adapted, features, [])
             if options.method in (MEAN, "diffusion"):
                 self._weave(w, report, clock)
             else:
@@ -228,15 +229,17 @@ class Generator:
     def rank(self, w: Weaving) -> Ranking:
         """Order the candidates of a request by cross-validated and held-out likelihood."""
         held_out = any(len(h) for h in w.split.holdout)
+        leader = 0 if w.candidates[0].origin == BLEND else None
         if w.cross_validated and not held_out:
-            return Ranking(ranks.rank(len(w.candidates), [w.cross_validated]), "cross-validation", w.cross_validated)
+            order = ranks.rank(len(w.candidates), [w.cross_validated], leader=leader)
+            return Ranking(order, "cross-validation", w.cross_validated)
         if not held_out and w.options.cross_validated:  # one image a class: what is best on average stays first
             return Ranking(list(range(len(w.candidates))), "conditioning", None)
         with torch.inference_mode():
             index, truth = flatten_split(w.split.holdout if held_out else w.split.conditioning)
             judged = ranks.judge(w.loom, w.networks(), w.support, w.features[index], w.adapted[index], truth)
         both = [judged, w.cross_validated] if w.cross_validated else [judged]
-        order = ranks.rank(len(w.candidates), both)
+        order = ranks.rank(len(w.candidates), both, leader=leader)
         return Ranking(order, "holdout", judged) if held_out else Ranking(order, "conditioning", None)
 
     def _info(self, target: str) -> TargetInfo:
@@ -292,7 +295,11 @@ class Generator:
             clock.lap("sample")
             report("rank", 0, 1)
             held = together.part(slice(1, None))
-            w.cross_validated = ranks.cross_validate(w.loom, held, tested, latents[1:], kinds)
+            answers, baselines = ranks.cross_validate(w.loom, held, tested, latents[1:], kinds)
+            blend, said = ranks.blend(w.candidates, answers, weave.together(w.loom, kinds))
+            w.candidates.insert(0, blend)
+            w.answers = Answers(torch.cat((said[None], answers.logits)), answers.truth)
+            w.cross_validated = ranks.evidence(w.answers, baselines)
             clock.lap("rank")
 
     def _borrowed(self, w: Weaving) -> list[Candidate]:

@@ -129,7 +129,13 @@ class Loom(nn.Module):
         self, latents: Tensor, trunks: Tensor, support: Support, *, ridge_share: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Head rows (b, k, width + 1) of latents on their decoded trunks, and the closed-form part of them alone."""
-        base = self.closed_form(self.support_features(trunks, support), support.mask, ridge_share=ridge_share)
+        return self.rows_on(self.support_features(trunks, support), latents, support, ridge_share=ridge_share)
+
+    def rows_on(
+        self, features: Tensor, latents: Tensor, support: Support, *, ridge_share: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """As `rows`, from the trunks' features (b, k, m, width) of the conditioning images."""
+        base = self.closed_form(features, support.mask, ridge_share=ridge_share)
         return base + self.vae.decode_row(latents[:, self.config.vae.latents :]), base
 
     def logits(self, trunk: Tensor, rows: Tensor, images: Tensor) -> Tensor:

@@ -7,30 +7,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loomweight.candidates import CLOSED_FORM, Candidate, Kind, decode, pending
+from loomweight.candidates import BLEND, CLOSED_FORM, Candidate, Kind, decode, pending
 from loomweight.loom import Loom, Support, class_means
 
 ONE_FOLD_ABOVE = 10
 """Images a class."""
 TEMPERATURES = 2.0 ** torch.arange(-3, 4)
+SHARPNESS = 0.3
+"""Of a blend's shares; 1 would be Bayesian model averaging (pseudo-BMA, Yao et al. 2018), were the images asked about
+independent of each other's folds; 0 an average that nothing decides. Chosen on validation classes (docs/log.md, 22)."""
+DOUBT = 2.0
+"""Standard errors by which a candidate must be ahead of the one that leads by default."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """How each candidate, in order, did on so many images that did not condition it."""
+    """How each candidate, in order, did on images that did not condition it."""
 
-    loss: tuple[float, ...]
+    losses: Tensor  # (candidates, images): cross-entropy at the candidate's best temperature
     accuracy: tuple[float, ...]
-    images: int
     baselines: dict[str, float]
 
+    @property
+    def images(self) -> int:
+        """How many were asked about."""
+        return self.losses.shape[1]
 
-def calibrated_loss(logits: Tensor, truth: Tensor) -> float:
-    """Mean cross-entropy of logits (n, k) at the best of a few temperatures.
+    @property
+    def loss(self) -> tuple[float, ...]:
+        """Of each candidate, its mean."""
+        return tuple(self.losses.mean(1).tolist())
+
+
+def calibrated(logits: Tensor, truth: Tensor) -> tuple[float, Tensor]:
+    """The best of a few factors on logits (n, k), and the cross-entropy of each image (n,) with it.
 
     Candidates differ in how sure they are of themselves, most of all far from the training tasks; that must not decide.
     """
-    return float(torch.stack([F.cross_entropy(logits * t, truth) for t in TEMPERATURES]).min())
+    losses = torch.stack([F.cross_entropy(logits * t, truth, reduction="none") for t in TEMPERATURES])
+    best = int(losses.mean(1).argmin())
+    return float(TEMPERATURES[best]), losses[best]
+
+
+def calibrated_loss(logits: Tensor, truth: Tensor) -> float:
+    """Mean cross-entropy of logits (n, k) at the best of a few temperatures."""
+    return float(calibrated(logits, truth)[1].mean())
 
 
 def _accuracy(logits: Tensor, truth: Tensor) -> float:
@@ -38,7 +59,7 @@ def _accuracy(logits: Tensor, truth: Tensor) -> float:
 
 
 def score(loom: Loom, network: Candidate, x: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Calibrated loss and accuracy on adapted images (n, c, h, w)."""
+    """Calibrated loss and accuracy of one network on adapted images (n, c, h, w)."""
     logits = loom.logits(network.trunk, network.rows, x)
     return calibrated_loss(logits, truth), _accuracy(logits, truth)
 
@@ -76,15 +97,25 @@ def with_folds(support: Support, folds: int) -> tuple[Support, Tensor]:
     return Support(images, features, own, mask), tested
 
 
-def cross_validate(loom: Loom, held: Support, tested: Tensor, latents: Tensor, kinds: Sequence[Kind]) -> Evidence:
-    """Judge each kind's latents (folds, kinds, latents + classes, dim), woven from `held`, on the images it left out.
+@dataclass(frozen=True)
+class Answers:
+    """What networks made without some of the samples say of those."""
+
+    logits: Tensor  # (kinds, n, k)
+    truth: Tensor  # (n,)
+
+
+def cross_validate(
+    loom: Loom, held: Support, tested: Tensor, latents: Tensor, kinds: Sequence[Kind]
+) -> tuple[Answers, dict[str, float]]:
+    """Ask each kind's networks, latents (folds, kinds, latents + classes, dim) woven from `held`, about the images that
+    it left out; and how the closed form and the nearest class mean do on those.
 
     Kinds that share a trunk share its pass over the images; the shared initialisation's features are known already.
     """
     truth = torch.arange(held.classes)[:, None].expand(tested.shape)[tested]
-    first = loom.config.vae.latents
     passes: dict[tuple[float, int | None], Tensor] = {}
-    loss, accuracy = [], []
+    said = []
     for i, kind in enumerate(kinds):
         trunk = kind.trunk, kind.draw
         if trunk not in passes:
@@ -93,35 +124,69 @@ def cross_validate(loom: Loom, held: Support, tested: Tensor, latents: Tensor, k
                 features = loom.support_features(loom.trunks(latents[:, i]), held)
             passes[trunk] = features
         features = passes[trunk]
-        base = loom.closed_form(features, held.mask, ridge_share=kind.ridge)
-        rows = base + loom.vae.decode_row(latents[:, i, first:])  # (f, k, width + 1)
+        rows, _ = loom.rows_on(features, latents[:, i], held, ridge_share=kind.ridge)  # (f, k, width + 1)
         logits = torch.einsum("fkmw,fcw->fkmc", features, rows[..., :-1]) + rows[:, None, None, :, -1]
-        loss.append(calibrated_loss(logits[tested], truth))
-        accuracy.append(_accuracy(logits[tested], truth))
+        said.append(logits[tested])
     features, mask = loom.looked_at(held)
     asked = tested[..., : mask.shape[-1]]
     nearest = -torch.unflatten(torch.cdist(features.flatten(1, 2), class_means(features, mask)), 1, mask.shape[1:])
-    truth = torch.arange(held.classes)[:, None].expand(asked.shape)[asked]
-    closed = next(i for i, k in enumerate(kinds) if k == CLOSED_FORM)
-    known = {"closed_form": accuracy[closed], "nearest_class_mean": _accuracy(nearest[asked], truth)}
-    return Evidence(tuple(loss), tuple(accuracy), int(tested.sum()), known)
+    few = torch.arange(held.classes)[:, None].expand(asked.shape)[asked]
+    closed = said[next(i for i, k in enumerate(kinds) if k == CLOSED_FORM)]
+    known = {"closed_form": _accuracy(closed, truth), "nearest_class_mean": _accuracy(nearest[asked], few)}
+    return Answers(torch.stack(said), truth), known
+
+
+def evidence(answers: Answers, baselines: dict[str, float]) -> Evidence:
+    """How good the answers are."""
+    losses = torch.stack([calibrated(a, answers.truth)[1] for a in answers.logits])
+    return Evidence(losses, tuple(_accuracy(a, answers.truth) for a in answers.logits), baselines)
+
+
+def blend(candidates: Sequence[Candidate], answers: Answers, chosen: Sequence[int]) -> tuple[Candidate, Tensor]:
+    """One network from candidates that share a trunk, and what it would have answered (n, k).
+
+    Heads on the same features can be averaged: the average's logits are the average of theirs. Each is brought to its
+    best temperature first, and its share falls with its loss, softly: choosing one alone throws away what the others
+    know, and with few images the choice is mostly luck.
+    """
+    found = [calibrated(answers.logits[i], answers.truth) for i in chosen]
+    losses = torch.stack([loss.mean() for _, loss in found])
+    shares = torch.softmax(-SHARPNESS * len(answers.truth) * losses, 0).tolist()
+    weights = [share * factor for share, (factor, _) in zip(shares, found, strict=True)]
+    logits = torch.stack([w * answers.logits[i] for w, i in zip(weights, chosen, strict=True)]).sum(0)
+    factor, _ = calibrated(logits, answers.truth)
+    members = tuple((factor * w, candidates[i]) for w, i in zip(weights, chosen, strict=True))
+    empty = logits.new_zeros(0)
+    return Candidate(None, BLEND, empty, empty, members=members), logits
 
 
 def judge(
     loom: Loom, networks: Sequence[Candidate], support: Support, features: Tensor, x: Tensor, truth: Tensor
 ) -> Evidence:
     """How finished networks do on adapted images x (n, c, h, w) with the encoder's features (n, dim)."""
-    scores = [score(loom, n, x, truth) for n in networks]
+    said = torch.stack([loom.logits(n.trunk, n.rows, x) for n in networks])
     zero = torch.zeros(loom.latent_shape(1, support.classes))
     closed = decode(loom, pending(zero[0], CLOSED_FORM), support)
     nearest = -torch.cdist(features, class_means(*loom.looked_at(support))[0])
-    known = {"closed_form": score(loom, closed, x, truth)[1], "nearest_class_mean": _accuracy(nearest, truth)}
-    return Evidence(tuple(s[0] for s in scores), tuple(s[1] for s in scores), len(truth), known)
+    known = {
+        "closed_form": _accuracy(loom.logits(closed.trunk, closed.rows, x), truth),
+        "nearest_class_mean": _accuracy(nearest, truth),
+    }
+    return evidence(Answers(said, truth), known)
 
 
-def rank(count: int, evidence: Sequence[Evidence]) -> list[int]:
+def rank(count: int, found: Sequence[Evidence], *, leader: int | None = None) -> list[int]:
     """Best first, by likelihood, finer than accuracy; each evidence counts by its number of images.
 
-    Where there is none the order given stays.
+    Where there is none the order given stays. `leader` stays first unless the likeliest is ahead of it by more than
+    `DOUBT` standard errors over the images: on average it is the best, and few images cannot tell otherwise.
     """
-    return sorted(range(count), key=lambda i: sum(e.images * e.loss[i] for e in evidence))
+    if not found:
+        return list(range(count))
+    losses = torch.cat([e.losses for e in found], 1)
+    order = sorted(range(count), key=losses.mean(1).tolist().__getitem__)
+    if leader is not None:
+        ahead = losses[leader] - losses[order[0]]
+        if len(ahead) < 2 or not ahead.mean() > DOUBT * ahead.std() / len(ahead) ** 0.5:
+            order = [leader, *(i for i in order if i != leader)]
+    return order

@@ -128,7 +128,7 @@ def test_candidates_bound_the_shares_of_the_mean_beside_the_closed_form() -> Non
 def test_without_a_trunk_rows_are_shared_and_the_nearest_mean_stands_alone_as_well() -> None:
     of = loom(HEAD)
     found = kinds(of, MEAN, 8, "mean")
-    assert origins(found) == ["mean", "mean-half", "mean-half-nearest", "closed-form", "nearest-mean"]
+    assert origins(found) == ["mean", "mean-half", "mean-quarter", "closed-form", "nearest-mean"]
     # Given latents of nothing, then the two closed forms are the two of the task
     task = support(of, 3, 5)
     nothing = torch.zeros(of.latent_shape(1, 3))[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from loomweight import architectures, candidates
-from loomweight.candidates import MEAN, SCALES, Candidate, kinds
+from loomweight.candidates import BLEND, MEAN, SCALES, Candidate, kinds
 from loomweight.checkpoints import to_safetensors
 from loomweight.denoiser import Condition
 from loomweight.errors import Canceled, InvalidRequest
@@ -106,8 +106,12 @@ def test_networks_are_made_from_all_samples(generator: Generator, target: str) -
         latents = candidates.weave(w.loom, denoise, w.loom.condition(w.support), found, sampling, lambda i, n: None)[0]
         pending = [candidates.pending(z, k) for z, k in zip(latents, found, strict=True)]
         expected = {c.origin: candidates.decode(w.loom, c, w.support) for c in pending}
-    # Then those are the networks that were returned
+        expected[BLEND] = candidates.decode(w.loom, w.candidates[0], w.support)
+    # Then those are the networks that were returned, and what is blended of them
     assert {m.origin for m in result.models} == set(expected)
+    for weight, member in w.candidates[0].members:
+        assert weight > 0
+        torch.testing.assert_close(member.latents, latents[[k.origin for k in found].index(member.origin)])
     for model in result.models:
         whole = join(w.loom.spec, expected[model.origin].trunk, expected[model.origin].rows)
         for name, array in model.tensors.items():
@@ -121,7 +125,7 @@ def test_the_reported_accuracy_is_the_cross_validated_one(generator: Generator) 
     evidence = w.cross_validated
     assert evidence is not None
     result = generator.generate(*sent, options)
-    order = sorted(range(len(w.candidates)), key=lambda i: evidence.loss[i])
+    order = generator.rank(w).order
     assert [m.origin for m in result.models] == [w.candidates[i].origin for i in order]
     assert [m.holdout_accuracy for m in result.models] == [evidence.accuracy[i] for i in order]
     assert (result.n_holdout, result.baselines) == (27, evidence.baselines)
@@ -211,7 +215,8 @@ def test_same_seed_same_bytes_and_another_seed_others(generator: Generator, targ
 def test_the_conditional_mean_hardly_knows_the_seed(generator: Generator) -> None:
     sent = letters("ABC", LOOKED_AT)
     one, other = (generator.weave(*sent, replace(CNN, seed=seed)).networks() for seed in (1, 2))
-    for a, b in zip(one, other, strict=True):
+    assert one[0].origin == BLEND  # its shares follow the folds, and those the seed
+    for a, b in zip(one[1:], other[1:], strict=True):
         torch.testing.assert_close(a.trunk, b.trunk, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(a.rows, b.rows, atol=1e-2, rtol=1e-2)
 
@@ -228,7 +233,7 @@ def test_more_candidates_keep_the_first_ones(generator: Generator, method: str) 
     assert not torch.allclose(many[0].trunk, many[1].trunk)
 
 
-@pytest.mark.parametrize(("candidates", "keep", "models"), [(1, 1, 1), (1, 9, 2), (3, 2, 2), (8, 8, len(SCALES))])
+@pytest.mark.parametrize(("candidates", "keep", "models"), [(1, 1, 1), (1, 9, 3), (3, 2, 2), (8, 8, 1 + len(SCALES))])
 def test_as_many_models_are_kept_as_there_are(generator: Generator, candidates: int, keep: int, models: int) -> None:
     result = generator.generate(*letters("AB", 4), replace(CNN, candidates=candidates, keep=keep))
     assert [m.rank for m in result.models] == list(range(models))
@@ -237,8 +242,8 @@ def test_as_many_models_are_kept_as_there_are(generator: Generator, candidates: 
 
 def test_the_closed_form_is_always_among_the_candidates(generator: Generator) -> None:
     networks = generator.weave(*letters("ABC", 8), SAMPLED).networks()
-    assert [n.origin for n in networks] == [*(s.origin for s in SCALES), *(["diffusion"] * 3)]
-    closed = networks[len(SCALES) - 1]
+    assert [n.origin for n in networks] == [BLEND, *(s.origin for s in SCALES), *(["diffusion"] * 3)]
+    closed = networks[len(SCALES)]
     assert closed.origin == "closed-form"
     assert torch.equal(closed.trunk, generator.looms["cnn-s"].vae.shared)
 
@@ -264,7 +269,8 @@ def test_both_kinds_of_evidence_rank_where_a_share_is_held_out(generator: Genera
     assert folds is not None
     assert (held_out.images, folds.images) == (6, 24)
     both = [6 * a + 24 * b for a, b in zip(held_out.loss, folds.loss, strict=True)]
-    assert ranking.order == sorted(range(len(both)), key=lambda i: both[i])
+    assert ranking.order[1:] == sorted(ranking.order[1:], key=lambda i: both[i])
+    assert ranking.order[0] == 0 or both[ranking.order[0]] == min(both)  # the blend leads but for proof
     assert ranking.accuracy(0) == held_out.accuracy[0]
 
 
@@ -395,7 +401,7 @@ def test_order_of_samples_does_not_matter(generator: Generator, target: str) -> 
     one, other = generator.weave(images, labels, options), generator.weave(*shuffled, options)
     # Then classes stand in the same order and the networks are the same but for rounding
     assert one.split.classes == other.split.classes == ("A", "B", "C")
-    for a, b in zip(one.networks(), other.networks(), strict=True):
+    for a, b in zip(one.networks()[1:], other.networks()[1:], strict=True):  # folds, and so the blend, follow the order
         torch.testing.assert_close(a.trunk, b.trunk, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(a.rows, b.rows, atol=1e-2, rtol=1e-2)
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from loomweight import ranking
 from loomweight.architectures import CNN_S, ArchitectureSpec
-from loomweight.candidates import MEAN, Candidate, Kind, Sampling, kinds, weave
+from loomweight.candidates import BLEND, MEAN, Candidate, Kind, Sampling, decode, kinds, pending, weave
 from loomweight.denoiser import Condition
 from loomweight.loom import LOOKED_AT, Loom, Support
-from loomweight.ranking import Evidence
+from loomweight.ranking import Answers, Evidence
 from tests.loomweight.made import HEAD, loom, padded, seeded, support
 
 SAMPLING = Sampling(steps=2, guidance=1.0, temperature=1.0, candidates=3, seed=1)
@@ -31,7 +31,8 @@ def folded(of: Loom, task: Support, method: str, folds: int) -> tuple[Evidence, 
     found = kinds(of, method, SAMPLING.candidates, "mean")
     together, tested = ranking.with_folds(task, folds)
     latents = woven(of, together, found)
-    return ranking.cross_validate(of, together.part(slice(1, None)), tested, latents[1:], found), latents, found
+    asked = ranking.cross_validate(of, together.part(slice(1, None)), tested, latents[1:], found)
+    return ranking.evidence(*asked), latents, found
 
 
 def without(task: Support, places: Tensor) -> Support:
@@ -164,7 +165,7 @@ def test_only_the_images_that_the_encoder_looks_at_are_compared_with_their_means
 
 
 def evidence(images: int, *losses: float) -> Evidence:
-    return Evidence(losses, (0.0,) * len(losses), images, {})
+    return Evidence(torch.tensor(losses)[:, None].expand(-1, images), (0.0,) * len(losses), {})
 
 
 def test_likelihood_ranks_and_ties_keep_their_order() -> None:
@@ -179,6 +180,69 @@ def test_without_any_evidence_the_order_given_stays() -> None:
 def test_both_kinds_of_evidence_count_by_their_images(held_out: int, order: list[int]) -> None:
     # Cross-validation over 10 images is for the second by 1.0, the held-out images for the first by 0.5
     assert ranking.rank(2, [evidence(10, 1.5, 0.5), evidence(held_out, 0.5, 1.0)]) == order
+
+
+def told(ahead: list[float]) -> Evidence:
+    """Two candidates, the second ahead by so much on each image."""
+    return Evidence(torch.tensor([[1.0] * len(ahead), [1 - a for a in ahead]]), (0.0, 0.0), {})
+
+
+@pytest.mark.parametrize(
+    ("ahead", "order"),
+    [
+        ([0.5, -0.4, 0.5, -0.4], [0, 1]),  # ahead on average, and as often behind
+        ([0.5, 0.4, 0.5, 0.4], [1, 0]),
+        ([-0.5, -0.4, -0.5, -0.4], [0, 1]),
+        ([0.5], [0, 1]),  # one image is no proof
+        ([0.0, 0.0], [0, 1]),
+    ],
+)
+def test_who_leads_by_default_gives_way_beyond_doubt_alone(ahead: list[float], order: list[int]) -> None:
+    assert ranking.rank(2, [told(ahead)], leader=0) == order
+    assert ranking.rank(2, [told(ahead[:2]), told(ahead[2:])] if ahead[2:] else [told(ahead)], leader=0) == order
+
+
+@pytest.mark.parametrize("spec", [CNN_S, HEAD])
+def test_a_blend_is_one_network_that_says_what_its_members_say_on_average(spec: ArchitectureSpec) -> None:
+    # Given candidates of one trunk and what they would answer about images that did not condition them
+    of = loom(spec)
+    task = support(of, 3, 4)
+    found = [Kind("a"), Kind("b", rows=0.5), Kind("c", rows=0.25, ridge=0)]
+    networks = [pending(z, k) for z, k in zip(woven(of, task, found)[0], found, strict=True)]
+    truth = torch.arange(3).repeat(8)
+    sure = 4 * F.one_hot(torch.where(torch.arange(24) < 6, 0, truth), 3).float()  # four are wrong
+    answers = Answers(torch.stack([sure, torch.randn(24, 3, generator=seeded()), 2 * sure]), truth)
+    blend, said = ranking.blend(networks, answers, [0, 1, 2])
+    shares = torch.tensor([w for w, _ in blend.members])
+    # Then it answers with their sum, shared out
+    torch.testing.assert_close(said, (answers.logits * shares[:, None, None]).sum(0) / _factor(blend, said, truth))
+    asked = task.images[0].flatten(0, 1)
+    alone = [decode(of, n, task) for n in networks]
+    one = decode(of, blend, task)
+    logits = sum(w * of.logits(n.trunk, n.rows, asked) for w, n in zip(shares.tolist(), alone, strict=True))
+    torch.testing.assert_close(of.logits(one.trunk, one.rows, asked), logits, atol=1e-3, rtol=1e-3)
+    assert torch.equal(one.trunk, alone[0].trunk)
+    # and the one that knows nothing has the smallest share, whatever the others' confidence
+    calibrated = shares / torch.tensor([ranking.calibrated(a, truth)[0] for a in answers.logits])
+    assert calibrated[1] < calibrated[0] == pytest.approx(float(calibrated[2]))
+
+
+def _factor(blend: Candidate, said: Tensor, truth: Tensor) -> float:
+    """What a blend is brought to its best temperature with."""
+    assert blend.origin == BLEND
+    return ranking.calibrated(said, truth)[0]
+
+
+def test_a_blend_of_one_is_that_one() -> None:
+    of = loom(CNN_S)
+    task = support(of, 3, 4)
+    network = pending(woven(of, task, [Kind("a")])[0, 0], Kind("a"))
+    truth = torch.arange(3).repeat(4)
+    blend, _ = ranking.blend([network], Answers(F.one_hot(truth, 3)[None].float(), truth), [0])
+    a, b = decode(of, blend, task), decode(of, network, task)
+    assert torch.equal(a.trunk, b.trunk)
+    ratio = a.rows / b.rows  # up to how sure it is
+    torch.testing.assert_close(ratio, ratio[0, 0].expand_as(ratio))
 
 
 def test_score_is_loss_and_accuracy() -> None:
