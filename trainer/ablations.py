@@ -157,6 +157,7 @@ def train(name: str, recipe: Recipe, run: Path, target: str, shelves: dict[Varia
         seed=recipe.seed + 41 + ablation.seed,
         after=trainer.follow,
         slow=trainer.slow,
+        split=True,
         save_every=100,
     )
     save_file({k: v.contiguous() for k, v in trainer.average.state_dict().items()}, folder / "loom.safetensors")

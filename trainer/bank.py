@@ -126,11 +126,19 @@ class Episodes:
         return places[torch.randperm(len(places), generator=generator)[:count]]
 
     def episode(
-        self, picks: list[tuple[Shelf, Tensor]], shots: int, queries: int, generator: Generator, *, rich: int = 0
+        self,
+        picks: list[tuple[Shelf, Tensor]],
+        shots: int,
+        queries: int,
+        generator: Generator,
+        *,
+        rich: int = 0,
+        own: slice = slice(None),
     ) -> tuple[Episode, Support | None]:
         """Tasks (shelf, classes), all of one class count: `shots` images a class condition, `queries` a class judge.
 
-        With `rich`, also a second, larger conditioning set of the same tasks, apart from the queries.
+        With `rich`, also a second, larger conditioning set of the same tasks, apart from the queries. All tasks are
+        drawn, those of `own` are looked up.
         """
         parts = []
         for shelf, classes in picks:
@@ -140,6 +148,7 @@ class Episodes:
         fewest = min(p[0].images.shape[1] for p in parts)
         if shots >= fewest:
             raise ValueError(f"{shots} images a class to condition on leave none of {fewest} to ask about")
+        parts = parts[own]
         few = self._support(parts, shots)
         count = min(queries, fewest - shots)
         images = torch.stack([self._images(s, c, o[:, -count:]).flatten(0, 1) for s, c, o in parts])

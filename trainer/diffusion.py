@@ -23,6 +23,7 @@ from loomweight.loom import Loom, LoomConfig, Support, denoiser_inputs
 from trainer import bank, set_encoder, vae, zoo
 from trainer import encoder as image_encoder
 from trainer.loop import fit
+from trainer.parallel import team
 from trainer.recipe import GeneratorRecipe, Recipe
 from trainer.tasks import Variant
 
@@ -63,6 +64,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, run: Path, target: str, shelves: dict[Variant, bank.Shelf]) -> None:
         self.settings: GeneratorRecipe = recipe.targets[target].diffusion
+        self.team = team()
         self.loom = new_loom(recipe, run, target)
         self.slow: list[Tensor] = []
         if self.settings.train_decoder and self.loom.spec.trunk:
@@ -93,7 +95,7 @@ class Trainer:
         return [(shelf, self.episodes.classes(shelf, count, generator)) for shelf in shelves]
 
     def step(self, _: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
-        """Loss and figures of one batch of tasks."""
+        """Loss of this process' part of one batch of tasks, and figures of that part."""
         s = self.settings
         pure = bool(torch.rand((), generator=generator) < s.behaviour_only)
         from_zoo = not pure and bool(torch.rand((), generator=generator) < s.from_zoo)
@@ -102,15 +104,16 @@ class Trainer:
             models, picks = self.zoo_tasks(generator)
         else:
             picks = self.fresh(generator)
+        whole, own = len(picks), self.team.own(len(picks))
         classes = len(picks[0][1])
         rich = 0 if pure or from_zoo else max(1, s.max_images * 2 // classes)
         episode, many = self.episodes.episode(
-            picks, self.shots(classes, generator), max(2, s.queries // classes), generator, rich=rich
+            picks, self.shots(classes, generator), max(2, s.queries // classes), generator, rich=rich, own=own
         )
-        support = episode.support
-        shape = self.loom.latent_shape(len(picks), classes)
-        t = torch.ones(len(picks)) if pure else torch.rand(len(picks), generator=generator)
-        noise = torch.randn(shape, generator=generator)
+        support, models = episode.support, models[own]
+        shape = self.loom.latent_shape(len(support.mask), classes)
+        t = torch.ones(len(support.mask)) if pure else torch.rand(whole, generator=generator)[own]
+        noise = torch.randn(self.loom.latent_shape(whole, classes), generator=generator)[own]
         target = None
         with torch.no_grad():
             if from_zoo:
@@ -120,7 +123,7 @@ class Trainer:
             if target is not None:
                 target = target / self.loom.unscale(torch.ones(shape))
         z = torch.zeros(shape) if target is None else self.schedule.diffuse(target, t, noise)
-        keep = (torch.rand(len(picks), generator=generator) >= s.drop_condition).float()
+        keep = (torch.rand(whole, generator=generator) >= s.drop_condition).float()[own]
         clean = self.loom.denoise(z, t, self.loom.condition(support), keep)
         figures: dict[str, float] = {}
         loss = torch.zeros(())
@@ -137,7 +140,7 @@ class Trainer:
             kept = ((self.loom.vae.decode(codes) - wanted) / self.loom.vae.scale).square().mean()
             figures["reconstruction"] = kept.item()
             loss = loss + kept
-        return loss, figures
+        return self.team.share(whole) * loss, figures
 
     def behaviour(self, clean: Tensor, episode: bank.Episode) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of the generated networks on their query images, with figures to log."""
@@ -225,15 +228,18 @@ def train_target(recipe: Recipe, run: Path, target: str, shelves: dict[Variant, 
         seed=recipe.seed + 41,
         after=trainer.follow,
         slow=trainer.slow,
+        split=True,
     )
     # The decoder may have moved: the zoo must still pass the gate through it.
     zoo_codes = vae.codes(trainer.loom.spec, list(zoo.models(run, target)))
     report = vae.gate(recipe, run, target, trainer.average.vae, zoo_codes)
     vae.check(target, report, recipe.targets[target].vae.gate)
-    state = {k: v.contiguous() for k, v in trainer.average.state_dict().items()}
-    save_file(state, run / "diffusion" / f"{target}.safetensors")
-    meta = {"seconds": seconds, "recipe": recipe.sha256, **report}
-    (run / "diffusion" / f"{target}.json").write_text(json.dumps(meta, indent=1))
+    if trainer.team.writes:
+        state = {k: v.contiguous() for k, v in trainer.average.state_dict().items()}
+        save_file(state, run / "diffusion" / f"{target}.safetensors")
+        meta = {"seconds": seconds, "recipe": recipe.sha256, **report}
+        (run / "diffusion" / f"{target}.json").write_text(json.dumps(meta, indent=1))
+    trainer.team.wait()
 
 
 def load(recipe: Recipe, run: Path, target: str) -> Loom:

@@ -6,7 +6,8 @@ the same weights as one that was left alone.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from trainer.parallel import Team, team
 from trainer.recipe import TrainingRecipe
 
 Step = Callable[[int, Generator], tuple[Tensor, dict[str, float]]]
@@ -39,13 +41,16 @@ def fit(
     after: Callable[[int], None] | None = None,
     save_every: int = 500,
     clip: float = 1.0,
+    split: bool = False,
 ) -> float:
     """Train `modules` for `recipe.steps` AdamW steps; returns the seconds that they took, interrupted runs included.
 
     `step(i, generator)` gives the loss and figures to log. Everything trainable and everything to resume lives in
     `modules` (averages of weights included) and in the generator; `after(i)` runs behind every update. Parameters
-    named in `slow` learn at a fifth of the rate.
+    named in `slow` learn at a fifth of the rate. Under `torchrun` a step with `split` gives this process' part of the
+    loss, to be summed (see parallel.py); other stages do the same work in every process.
     """
+    crew = team() if split else Team()
     folder.mkdir(parents=True, exist_ok=True)
     trained = [p for p in modules.parameters() if p.requires_grad]
     held_back = {id(p) for p in slow}
@@ -61,15 +66,22 @@ def fit(
     generator = Generator().manual_seed(seed)
     checkpoint = folder / "checkpoint.pt"
     first, before = 0, 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
+    saved = crew.agreed(torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None)
+    if saved is not None:
         modules.load_state_dict(saved["modules"])
         optimizer.load_state_dict(saved["optimizer"])
         generator.set_state(saved["generator"])
         first, before = saved["step"], saved["seconds"]
     started = time.perf_counter()
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc=folder.name, mininterval=5)
+    with _log(folder) as writer:
+        bar = tqdm(
+            range(first, recipe.steps),
+            initial=first,
+            total=recipe.steps,
+            desc=folder.name,
+            mininterval=5,
+            disable=not team().leads,
+        )
         for i in bar:
             for group in optimizer.param_groups:
                 group["lr"] = group["factor"] * learning_rate(recipe, i)
@@ -78,18 +90,29 @@ def fit(
                 raise FloatingPointError(f"{folder.name}: the loss is {loss.item()} at step {i}")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            crew.sum_gradients(trained)
             norm = nn.utils.clip_grad_norm_(trained, clip)
             optimizer.step()
             if after is not None:
                 after(i)
             if i % 20 == 0 or i == recipe.steps - 1:
-                figures = {"loss": loss.item(), "gradient_norm": float(norm), **figures}
-                for name, value in figures.items():
-                    writer.add_scalar(f"{folder.name}/{name}", value, i)
+                figures = {"loss": crew.total(loss), "gradient_norm": float(norm), **figures}
+                if writer is not None:
+                    for name, value in figures.items():
+                        writer.add_scalar(f"{folder.name}/{name}", value, i)
                 bar.set_postfix({k: f"{v:.3g}" for k, v in figures.items()})
-            if (i + 1) % save_every == 0 or i == recipe.steps - 1:
+            if team().writes and ((i + 1) % save_every == 0 or i == recipe.steps - 1):
                 _save(checkpoint, modules, optimizer, generator, i + 1, before + time.perf_counter() - started)
     return float(before + time.perf_counter() - started)
+
+
+@contextmanager
+def _log(folder: Path) -> Iterator[SummaryWriter | None]:
+    if not team().leads:
+        yield None
+        return
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        yield writer
 
 
 def _save(

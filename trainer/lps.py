@@ -30,6 +30,7 @@ from trainer import modelset, nets
 from trainer.loop import fit
 from trainer.modelset import ModelSet, SetModel
 from trainer.pairs import PairTask
+from trainer.parallel import team
 from trainer.recipe import LpsRecipe, Recipe
 
 NETWORKS = ("chain", "chain-linear", "second-order")
@@ -114,7 +115,7 @@ def train(
     members = [torch.nonzero(labels == t).flatten() for t in range(tasks)]
     if objective not in OBJECTIVES:
         raise ValueError(f"no objective {objective!r}: {', '.join(OBJECTIVES)}")
-    modules = nn.ModuleDict({"network": network})
+    modules, crew = nn.ModuleDict({"network": network}), team()
     rows = nn.Linear(network.dim, tasks, bias=False)
     with torch.no_grad():
         rows.weight.copy_(unit(torch.randn(rows.weight.shape, generator=Generator().manual_seed(seed))))
@@ -123,19 +124,27 @@ def train(
 
     def step(_: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
         chosen = _batch(members, settings, generator)
-        vectors = network([examples.readings[i] for i in chosen.tolist()]).models
+        mine = crew.own(len(chosen))
+        vectors = network([examples.readings[i] for i in chosen[mine].tolist()]).models
         own = labels[chosen]
         if objective == "softmax":
             # Rows of unit length: the classifier compares directions, as the score will.
             logits = vectors @ unit(rows.weight).T / settings.temperature
-            return F.cross_entropy(logits, own), {"correct": float((logits.argmax(1) == own).float().mean())}
-        loss = supervised_contrastive(vectors, own, settings.temperature)
-        return loss, {"nearest_right": _nearest_right(vectors.detach(), own)}
+            loss = crew.share(len(chosen)) * F.cross_entropy(logits, own[mine])
+            return loss, {"correct": float((logits.argmax(1) == own[mine]).float().mean())}
+        whole = crew.together(vectors, len(chosen))
+        loss = supervised_contrastive(whole, own, settings.temperature)
+        loss = loss - (1 - 1 / crew.size) * loss.detach()  # value shared out; each has its part of the gradient
+        return loss, {"nearest_right": _nearest_right(whole.detach(), own)}
 
     taught = [(m.task.names, m.network, m.seed) for m in examples.models]
     digest = hashlib.sha256(repr((settings, kind, objective, taught, seed)).encode()).hexdigest()[:8]
     network.train()
-    seconds = fit(folder / f"{kind}-{objective}-{digest}", modules, settings, step, seed=seed, save_every=25)
+    if isinstance(network, ChainNetwork):
+        network.mean_of = crew.mean
+    seconds = fit(
+        folder / f"{kind}-{objective}-{digest}", modules, settings, step, seed=seed, save_every=25, split=True
+    )
     if isinstance(network, ChainNetwork):
         network.settle(examples.readings)
     return network.eval().requires_grad_(False), seconds
@@ -204,7 +213,8 @@ def build(recipe: Recipe, run: Path, out: Path, *, also: Sequence[Path] = ()) ->
     anchors = unit(torch.stack([own[labels == t].mean(0) for t in range(int(labels.max()) + 1)]))
     familiar = Familiar(_untrained_below(learned), float((held @ anchors.T).amax(1).quantile(0.01)))
     card = _card(recipe, sets, split, seconds, learned, unseen, held)
-    return scoring.write(out, network, calibrate(held, unseen), familiar, anchors, card)
+    written = scoring.write(out, network, calibrate(held, unseen), familiar, anchors, card) if team().writes else ""
+    return str(team().agreed(written))
 
 
 def _untrained_below(examples: Collection) -> float:

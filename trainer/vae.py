@@ -19,6 +19,7 @@ from loomweight.errors import GateFailed
 from loomweight.weight_vae import WeightVae, WeightVaeConfig, flatten, join
 from trainer import bank, encoder, shared, zoo
 from trainer.loop import fit
+from trainer.parallel import team
 from trainer.recipe import Recipe, VaeRecipe
 from trainer.zoo import ZooModel
 
@@ -64,6 +65,7 @@ def _fresh(spec: ArchitectureSpec, settings: VaeRecipe, trunk: dict[str, Tensor]
 
 def train(recipe: Recipe, run: Path) -> None:
     """Run the stage for every target; writes `run/vae/{target}.safetensors` and `.json`. Raises GateFailed."""
+    crew = team()
     shelves = bank.load(recipe, run)
     for target, recipe_of_target in recipe.targets.items():
         settings = recipe_of_target.vae
@@ -84,18 +86,22 @@ def train(recipe: Recipe, run: Path) -> None:
         ) -> tuple[Tensor, dict[str, float]]:
             picked = [trained[i] for i in torch.randint(len(trained), (settings.batch,), generator=generator).tolist()]
             recon = behaviour = kl = torch.zeros(())
-            for c in picked:
+            mine = range(settings.batch)[crew.own(settings.batch)]
+            for i, c in enumerate(picked):
                 mean_g, mean_r = vae.encode(c.trunk[None], c.rows[None])
+                noise_g, noise_r = (torch.randn(m.shape, generator=generator) for m in (mean_g, mean_r))
+                x = task_images(episodes, c, 64, generator) if settings.behaviour else None
+                if i not in mine:  # another process' item: its random numbers are drawn all the same
+                    continue
                 noise = vae.log_noise.exp()
-                trunk = vae.decode(mean_g + noise * torch.randn(mean_g.shape, generator=generator))[0]
-                rows = vae.decode_row(mean_r + noise * torch.randn(mean_r.shape, generator=generator))[0]
+                trunk = vae.decode(mean_g + noise * noise_g)[0]
+                rows = vae.decode_row(mean_r + noise * noise_r)[0]
                 recon = recon + ((rows - c.rows) / vae.row_scale).square().mean()
                 if spec.trunk:
                     recon = recon + ((trunk - c.trunk) / vae.scale).square().mean()
                 kl = kl + vae.kl(mean_g, mean_r)
-                if not settings.behaviour:
+                if x is None:
                     continue
-                x = task_images(episodes, c, 64, generator)
                 with torch.no_grad():
                     wanted = spec.forward(join(spec, c.trunk, c.rows), x)
                 given = spec.forward(join(spec, trunk, rows), x)
@@ -107,11 +113,15 @@ def train(recipe: Recipe, run: Path) -> None:
             parts = {"reconstruction": recon, "behaviour": behaviour, "kl": kl}
             return loss, {name: part.item() / n for name, part in parts.items()}
 
-        seconds = fit(run / "vae" / target, nn.ModuleDict({"vae": vae}), settings, step, seed=recipe.seed + 21)
+        seconds = fit(
+            run / "vae" / target, nn.ModuleDict({"vae": vae}), settings, step, seed=recipe.seed + 21, split=True
+        )
         report = gate(recipe, run, target, vae, zoo_codes)
-        save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, run / "vae" / f"{target}.safetensors")
-        meta = {"config": vae.config.__dict__, "seconds": seconds, "recipe": recipe.sha256, **report}
-        (run / "vae" / f"{target}.json").write_text(json.dumps(meta, indent=1))
+        if crew.writes:
+            save_file({k: v.contiguous() for k, v in vae.state_dict().items()}, run / "vae" / f"{target}.safetensors")
+            meta = {"config": vae.config.__dict__, "seconds": seconds, "recipe": recipe.sha256, **report}
+            (run / "vae" / f"{target}.json").write_text(json.dumps(meta, indent=1))
+        crew.wait()
         check(target, report, settings.gate)
 
 

@@ -10,8 +10,9 @@ Deeper maps behind the tokens (linear ones from principal components, a transfor
 tasks at once and lost on tasks not seen in training (docs/decisions/0005); probes transfer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
@@ -87,6 +88,8 @@ class ChainNetwork(nn.Module):
             for start in (first.bias, last.weight, last.bias):
                 start.zero_()
         self.register_buffer("means", torch.zeros(c.slots, c.token))
+        self.mean_of: Callable[[Tensor], Tensor] = partial(torch.mean, dim=0)
+        """Of a training batch (n, slots, token); another where a batch is shared out over processes."""
 
     @property
     def dim(self) -> int:
@@ -102,7 +105,7 @@ class ChainNetwork(nn.Module):
         tokens = [self.tokens(r) for r in readings]
         looks = [self._looks(r) for r in readings]  # (slots, layers) each
         at_slots = torch.stack([look @ t for look, t in zip(looks, tokens, strict=True)])  # (n, slots, token)
-        means = at_slots.detach().mean(0) if self.training else self.means
+        means = self.mean_of(at_slots.detach()) if self.training else self.means
         # A slot without a layer, or at a layer that answers every probe alike, says nothing.
         present = at_slots.detach().norm(dim=-1, keepdim=True) > 1e-6
         shares = self.shares.softmax(0).sqrt()[:, None]
