@@ -7,7 +7,7 @@ stopped.
 import argparse
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 from model_store.store import open_store
 from trainer import recipe as recipes
 from trainer.mirror import Mirror, zoo_shard
+from trainer.parallel import team
 from trainer.recipe import Recipe
 
 
@@ -123,6 +124,9 @@ AFTERWARDS = {"card": _card, "modelset": _modelset, "lps": _lps}
 """Not part of `all`: `card` runs once the tables were measured; similarity has runs of its own."""
 
 
+_STAGES = f"one or more of {', '.join([*STAGES, *AFTERWARDS])}; or all: the first {len(STAGES)}"
+
+
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
@@ -131,9 +135,9 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one stage, or all."""
+    """Run some stages, or all."""
     parser = argparse.ArgumentParser(prog="loomweight train", description=__doc__)
-    parser.add_argument("stage", choices=[*STAGES, "all", *AFTERWARDS])
+    parser.add_argument("stage", nargs="+", choices=[*STAGES, "all", *AFTERWARDS], metavar="STAGE", help=_STAGES)
     parser.add_argument("--recipe", default="starter", help="a shipped recipe's name or a TOML file")
     parser.add_argument("--run", type=Path, default=None, help="folder of the run (default runs/RECIPE)")
     parser.add_argument(
@@ -163,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     also = tuple(arguments.also)
     options = Options(arguments.data, shard, shards, arguments.processes, tuple(arguments.targets), arguments.out, also)
     with _mirrored(arguments, run):
-        for name in STAGES if arguments.stage == "all" else [arguments.stage]:
+        for name in STAGES if arguments.stage == ["all"] else arguments.stage:
             {**STAGES, **AFTERWARDS}[name](recipe, run, options)
     return 0
 
@@ -175,8 +179,11 @@ def _mirrored(arguments: argparse.Namespace, run: Path) -> Iterator[None]:
         return
     with closing(open_store(arguments.store)) as store:
         mirror = Mirror(store, run)
-        mirror.pull(zoo_shard(*arguments.shard) if arguments.stage == "zoo" else lambda name: True)
-        with _ended_by_sigterm(), mirror.following():
+        crew = team()
+        if crew.writes:
+            mirror.pull(zoo_shard(*arguments.shard) if arguments.stage == ["zoo"] else lambda name: True)
+        crew.wait()
+        with _ended_by_sigterm(), mirror.following() if crew.leads else nullcontext():
             yield
 
 

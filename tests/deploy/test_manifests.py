@@ -151,3 +151,14 @@ def test_the_zoo_is_built_by_as_many_pods_as_it_has_shards() -> None:
     assert spec["completionMode"] == "Indexed"
     assert spec["completions"] == int(config["SHARDS"])
     assert '--shard "$JOB_COMPLETION_INDEX/$SHARDS"' in spec["template"]["spec"]["containers"][0]["args"][0]
+
+
+def test_as_many_pods_train_together_as_meet() -> None:
+    job = named("training", "Job", "train-finish")["spec"]
+    [config] = [r["data"] for r in resources("training") if r["kind"] == "ConfigMap"]
+    assert job["completions"] == job["parallelism"] == int(config["NODES"])
+    pod = job["template"]["spec"]
+    service = named("training", "Service", pod["subdomain"])["spec"]
+    assert service["selector"].items() <= job["template"]["metadata"]["labels"].items()
+    assert service["publishNotReadyAddresses"], "they meet before they are ready"
+    assert f"train-finish-0.{pod['subdomain']}:" in pod["containers"][0]["args"][0]

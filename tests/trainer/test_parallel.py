@@ -1,7 +1,8 @@
-"""Two processes do what one does: same draws, shared work, summed gradients."""
+"""Two machines do what one does: same draws, shared work, summed gradients."""
 
 import itertools
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,21 @@ from trainer.parallel import Team
 STAGES = ("vae", "set_encoder", "diffusion")
 
 
-def launch(processes: int, *command: str) -> None:
-    """Run a module as so many processes of one team."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run([*torchrun, "-m", "--", *command], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+def launch(*machines: list[str]) -> None:
+    """Run this file once on each machine, as one team; machines share no disk."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meet = f"127.0.0.1:{free.getsockname()[1]}"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(len(machines)), "--nproc-per-node", "1"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", meet, "--rdzv-id", "test", "--local-addr", "127.0.0.1"]
+    command = [*torchrun, "-m", "--", "tests.trainer.test_parallel"]
+    running = [
+        subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for arguments in machines
+    ]
+    for process in running:
+        _, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err[-3000:]
 
 
 def close(a: Path, b: Path) -> None:
@@ -38,24 +49,29 @@ def close(a: Path, b: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def by_two(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run, its later stages made again by two processes."""
-    run = tmp_path_factory.mktemp("by-two")
-    for part in tiny_run.iterdir():
-        if part.name not in STAGES and part.is_dir():
-            shutil.copytree(part, run / part.name)
-    launch(2, "tests.trainer.test_parallel", str(run), *STAGES)
-    return run
+def by_two(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The tiny run on two machines that make its later stages again together."""
+    runs = [tmp_path_factory.mktemp("machine") for _ in range(2)]
+    for run in runs:
+        for part in tiny_run.iterdir():
+            if part.name not in STAGES and part.is_dir():
+                shutil.copytree(part, run / part.name)
+    launch(*([str(run), *STAGES] for run in runs))
+    return runs
 
 
 @pytest.mark.parametrize("target", ["cnn-s", "head"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_train_the_same_weights_as_one(tiny_run: Path, by_two: Path, stage: str, target: str) -> None:
-    close(tiny_run / stage / f"{target}.safetensors", by_two / stage / f"{target}.safetensors")
+def test_two_train_the_same_weights_as_one(tiny_run: Path, by_two: list[Path], stage: str, target: str) -> None:
+    product = Path(stage, f"{target}.safetensors")
+    for run in by_two:
+        close(tiny_run / product, run / product)
+    one, other = (load_file(run / product) for run in by_two)
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_one_of_two_processes_logs(by_two: Path) -> None:
-    assert len(list((by_two / "diffusion" / "head" / "tensorboard").iterdir())) == 1
+def test_one_of_two_logs(by_two: list[Path]) -> None:
+    assert sum(len(list(run.glob("diffusion/head/tensorboard/*"))) for run in by_two) == 1
 
 
 def _lps(folder: Path) -> None:
@@ -65,7 +81,7 @@ def _lps(folder: Path) -> None:
 
 def test_second_order_networks_learn_the_same_from_all_pairs(tmp_path: Path) -> None:
     _lps(tmp_path / "1")
-    launch(2, "tests.trainer.test_parallel", str(tmp_path / "2"), "lps")
+    launch([str(tmp_path / "2"), "lps"], [str(tmp_path / "3"), "lps"])
     one, two = (sorted((tmp_path / n).glob("*/checkpoint.pt")) for n in ("1", "2"))
     assert len(one) == len(two) == len(lps.OBJECTIVES)
     for a, b in zip(one, two, strict=True):
@@ -96,8 +112,7 @@ def test_alone_nothing_changes() -> None:
 
 if __name__ == "__main__":  # as `launch` runs it
     torch.set_num_threads(1)
-    for stage in sys.argv[2:]:
-        if stage == "lps":
-            _lps(Path(sys.argv[1]))
-        else:
-            cli.main([stage, "--recipe", "tiny", "--run", sys.argv[1]])
+    if sys.argv[2:] == ["lps"]:
+        _lps(Path(sys.argv[1]))
+    else:
+        cli.main([*sys.argv[2:], "--recipe", "tiny", "--run", sys.argv[1]])
