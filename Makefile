@@ -32,6 +32,7 @@ lint: setup
 # The result files behind the README; DATA is a folder of image sets in the Hugging Face layout, RUN the bundle's training run.
 RUN ?= runs/starter
 bench: setup
+	$(BIN)/python -m benchmarks.tune_rivals --run $(RUN) --tasks 6 --thousand 1 --probes 20 --out docs/results/tune_rivals.json
 	$(BIN)/python -m benchmarks.digits --draws 10 --out docs/results/digits.json
 	$(BIN)/python -m benchmarks.fewshot --run $(RUN) --data $(DATA) --tasks 100 --head-tasks 300 --hundred 30 --thousand 5 --out docs/results/fewshot.json
 	$(BIN)/python -m benchmarks.seen_tasks --run $(RUN) --out docs/results/seen_tasks.json
@@ -41,6 +42,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.cost --out docs/results/cost.json
 	$(BIN)/python -m benchmarks.novelty --run $(RUN) --data $(DATA) --tasks 10 --out docs/results/novelty.json
 	$(BIN)/python -m benchmarks.ablations --run $(RUN) --data $(DATA) --steps 300 --tasks 24 --out docs/results/ablations.json
+	$(BIN)/python -m benchmarks.literature table4 --run runs/table4 --out docs/results/table4.json
+	$(BIN)/python -m benchmarks.literature fewshot --run runs/literature-fewshot --tasks 150 --out docs/results/literature_fewshot.json
 	$(BIN)/loomweight train card --recipe starter
 	$(BIN)/python -m benchmarks.plots
 	$(BIN)/python -m benchmarks.render

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import literature_tables, render_fewshot
+from benchmarks import ablations_table, literature_tables, render_fewshot
 from benchmarks.render_fewshot import grid, percent
 
 README = Path("README.md")
@@ -143,6 +143,7 @@ DOCUMENTS: dict[str, Table] = {
     "literature_fewshot": _page(
         "The literature's few-shot heads (recipe fewshot)", "literature_fewshot", literature_tables.fewshot
     ),
+    "ablations": _page("What each part earns (table 6)", "ablations", ablations_table.table),
     "novelty": _page("Does the novelty score say when generating stops helping?", "novelty", novelty),
 }
 """What stands beside its result file in full."""
