@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ablations_table, literature_tables, render_fewshot
+from benchmarks import ablations_table, literature_tables, render_fewshot, similarity_tables
 from benchmarks.render_fewshot import grid, percent
 
 README = Path("README.md")
@@ -23,7 +23,8 @@ def _source(content: dict[str, Any], name: str) -> str:
     file = f"docs/results/{name}.json"
     own = [r["command"] for r in content["rows"] if isinstance(r, dict) and "command" in r]
     commands = "`, then `".join(dict.fromkeys(own or [content["command"]]))
-    return f"\n<sub>`{commands}` → [{file}]({file}), bundle `{content['bundle']}`</sub>\n"
+    bundle = f", bundle `{content['bundle']}`" if content["bundle"] else ""
+    return f"\n<sub>`{commands}` → [{file}]({file}){bundle}</sub>\n"
 
 
 def digits(content: dict[str, Any]) -> str:
@@ -144,6 +145,7 @@ DOCUMENTS: dict[str, Table] = {
         "The literature's few-shot heads (recipe fewshot)", "literature_fewshot", literature_tables.fewshot
     ),
     "ablations": _page("What each part earns (table 6)", "ablations", ablations_table.table),
+    "similarity": _page("Which tasks were these networks trained for?", "similarity", similarity_tables.table),
     "novelty": _page("Does the novelty score say when generating stops helping?", "novelty", novelty),
 }
 """What stands beside its result file in full."""
