@@ -12,11 +12,14 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 from torch import Generator
 
+from cli.client import LoomweightClient, Refused
+from cli.main import main
 from loomweight.similarity.permute import shuffled
 from model_store import keys
 from service.settings import GatewaySettings
@@ -339,3 +342,19 @@ def test_the_worker_lived_through_all_of_it(served: Served) -> None:
     assert int(peak.split()[1]) < 1_500_000
     assert os.getpid() != served.pid
     assert json.loads(served.client.get("/openapi.json").text)["paths"]["/similarity"]
+
+
+def test_the_client_and_the_command(served: Served, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{seed}.safetensors" for seed in (1, 2)]
+    for seed, path in enumerate(paths, start=1):
+        path.write_bytes(checkpoint(seed=seed))
+    with LoomweightClient(served.gateway.url, timeout=60) as client:
+        ids = [client.upload(path, classes=["a", "b", "c"], licence="MIT")["id"] for path in paths]
+        assert client.similarity(paths[0], ids[1])["similarity"] == client.similarity(*ids)["similarity"]
+        assert client.neighbours(ids[0], k=1)["neighbours"]
+        with pytest.raises(Refused, match="There is no model"):
+            client.similarity(ids[0], "m-none")
+    for names in ([str(p) for p in paths], [*ids, ids[0]]):
+        result = CliRunner().invoke(main, ["similarity", *names, "--server", served.gateway.url, "--json"])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.output)["matrix"][0][0] == 1
