@@ -80,7 +80,7 @@ def _pair(attempt: Attempt, part: Similarity, request: SimilarityRequest) -> Sim
                 embedded.append(part.embed(tensors[-1]))
     attempt.check()
     with _timed(attempt, "compare"):
-        found = part.compare_embedded(embedded[0], embedded[1], tensors[0], tensors[1])
+        found = part.compare_embedded(embedded[0], embedded[1], tensors[0], tensors[1], leave_out=("layerwise_cosine",))
     architectures = "same" if embedded[0].fingerprint == embedded[1].fingerprint else "different"
     metrics.SIMILARITY.labels(architectures).observe(found.similarity)
     return SimilarityResult(

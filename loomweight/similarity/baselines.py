@@ -123,7 +123,7 @@ def _match(a: Reading, b: Reading, orders: list[Tensor], j: int, *, both_sides: 
             if reader.link.source == j and reader.link.groups == 1:
                 ours, theirs = a.layers[k].weight, reader.weight[orders[k]]
                 gain = gain + _by_input(ours, layer.outputs) @ _by_input(theirs, layer.outputs).T
-    rows, columns = linear_sum_assignment(gain.numpy(), maximize=True)
+    rows, columns = linear_sum_assignment(torch.nan_to_num(gain).numpy(), maximize=True)
     order = torch.empty(layer.outputs, dtype=torch.long)
     order[torch.from_numpy(rows)] = torch.from_numpy(columns)
     return order

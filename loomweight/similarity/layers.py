@@ -31,6 +31,7 @@ MAX_TENSORS = 20_000
 MAX_VALUES = 60_000_000  # 100 MB of half precision, with room
 MAX_LAYERS = 2_000
 MAX_WIDTH = 262_144  # units that a layer reads or gives: what answers to probes take in memory
+MAX_VALUE = 1e12  # its square, summed up, stays in the range of floats
 RUNNING = ("running_mean", "running_var")
 
 __all__ = ["INPUT", "MEAN", "Normalisation", "ReadLayer", "Reading", "read"]
@@ -127,6 +128,8 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
     values = tensor.detach().to("cpu", torch.float32)
     if not torch.isfinite(values).all():
         raise InvalidCheckpoint(f"'{name}' holds NaN or infinity")
+    if values.numel() and float(values.abs().amax()) > MAX_VALUE:
+        raise InvalidCheckpoint(f"'{name}' holds values beyond {MAX_VALUE:.0e}, which no training leaves behind")
     return values
 
 
@@ -168,6 +171,10 @@ def _with_norms(layers: dict[str, ReadLayer], floats: Mapping[str, Tensor]) -> t
         head, _, last = name.rpartition(".")
         if tensor.ndim == 1 and last in ("weight", "bias", *RUNNING) and f"{head}.weight" not in layers:
             modules.setdefault(head, {})[last] = tensor
+    if len(modules) > MAX_LAYERS:
+        raise InvalidCheckpoint(
+            f"the checkpoint holds {len(modules):,} normalisations; at most {MAX_LAYERS:,} are read"
+        )
     used: set[str] = set()
     for module in sorted(modules, key=natural):
         parts = modules[module]

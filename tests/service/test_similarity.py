@@ -171,6 +171,7 @@ def test_hostile_files(served: Served, name: str) -> None:
         ({"l.weight": torch.tensor([[1.0, float("nan")]])}, "'l.weight' holds NaN or infinity"),
         ({"l.weight": torch.tensor([[1.0, float("inf")]])}, "'l.weight' holds NaN or infinity"),
         ({"l.weight": torch.zeros(3, 4)}, "answers every input alike"),
+        ({"l.weight": torch.full((3, 4), 1e30)}, "values beyond"),
         ({"l.bias": torch.zeros(3)}, "no layer"),
         ({"l.weight": torch.ones(3, 4, dtype=torch.int64)}, "no layer"),
         ({"l.weight": torch.ones(1, 300_000)}, "300,000|262,144"),
