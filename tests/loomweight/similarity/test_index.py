@@ -8,6 +8,7 @@ from loomweight.bundle import Bundle
 from loomweight.similarity import Similarity, ZooIndex, index
 from tests.loomweight.similarity.networks import tensors
 from tests.similarity_part import write_part
+from trainer import cli
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 def test_zoo_models_are_embedded_and_the_bundle_stays_itself(bundle: Path, tiny_bundle: Path) -> None:
     before, part = Bundle.open(tiny_bundle), Similarity.load(bundle)
     assert ZooIndex.load(bundle, part) is None
-    index.build(bundle)
+    assert cli.main(["lps-zoo", "--recipe", "tiny", "--out", str(bundle)]) == 0
     found = ZooIndex.load(bundle, part)
     assert found is not None
     models = dict(index.zoo_models(before))
