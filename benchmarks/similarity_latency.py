@@ -25,7 +25,7 @@ from safetensors.torch import save
 from torch import Generator, Tensor
 
 from benchmarks import results
-from benchmarks.digits import service
+from cli.up import Stack
 from loomweight.similarity import Calibration, Familiar, read, scoring
 from loomweight.similarity.network import ChainConfig, ChainNetwork
 from trainer import nets
@@ -68,6 +68,17 @@ def with_part(bundle: Path) -> Iterator[tuple[Path, bool]]:
         calibration = Calibration(same=(10.0, -5.0), different=(10.0, -5.0))
         scoring.write(copy, network, calibration, Familiar(0.0, 0.0), anchors, {"made": "for timing"})
         yield copy, False
+
+
+@contextmanager
+def service(bundle: Path) -> Iterator[str]:
+    """The whole service on a free port with a throw-away data folder; gives its address."""
+    with (
+        tempfile.TemporaryDirectory() as data,
+        Stack(host="127.0.0.1", port=0, data=Path(data), bundle=bundle) as stack,
+    ):
+        stack.start()
+        yield stack.url
 
 
 def compare(http: httpx.Client, a: bytes, b: bytes) -> tuple[float, dict[str, Any]]:

@@ -6,7 +6,6 @@ import pytest
 from benchmarks import similarity_latency as bench
 from loomweight.similarity import Similarity
 from tests.service.gateway import write_bundle
-from tests.workers.test_worker import until
 
 
 def test_a_bundle_without_the_part_gets_one_in_a_copy(tmp_path: Path) -> None:
@@ -46,7 +45,6 @@ def test_a_job_is_waited_for() -> None:
 def test_rows(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "large", lambda seed: bench.small(seed))
     with bench.with_part(tiny_bundle) as (bundle, _), bench.service(bundle) as address:
-        until(lambda: httpx.get(f"{address}/readyz").status_code == 200)
         rows = bench.measure(address, 2, 1)
     assert [(r["measure"], r["n"], r["bar_ms"]) for r in rows] == [("two cnn-l", 2, 60.0), ("two of 45 MB", 1, 3_000.0)]
     assert all(0 < r["p50"] <= r["p95"] and r["workers_peak_mb"] > 50 for r in rows)
