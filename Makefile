@@ -37,6 +37,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.fewshot --run $(RUN) --data $(DATA) --tasks 100 --head-tasks 300 --hundred 30 --thousand 5 --out docs/results/fewshot.json
 	$(BIN)/python -m benchmarks.seen_tasks --run $(RUN) --out docs/results/seen_tasks.json
 	$(BIN)/python -m benchmarks.latency --out docs/results/latency.json
+	$(BIN)/python -m benchmarks.similarity_latency --out docs/results/similarity_latency.json
 	$(BIN)/python -m benchmarks.runtime_backends --out docs/results/runtime_backends.json
 	$(BIN)/python -m benchmarks.better_start --run $(RUN) --data $(DATA) --most-images 10000 --out docs/results/better_start.json
 	$(BIN)/python -m benchmarks.cost --out docs/results/cost.json

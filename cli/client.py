@@ -130,6 +130,34 @@ class LoomweightClient:
         """Return the card of a model."""
         return self._json("GET", f"/models/{model_id}")
 
+    def upload(self, path: Path, *, classes: Sequence[str] = (), licence: str | None = None) -> dict[str, Any]:
+        """Store a safetensors file as a model; returns its card."""
+        form = {"classes": list(classes)} | ({"licence": licence} if licence else {})
+        return self._json("POST", "/models", files={"weights": (path.name, path.read_bytes())}, data=form)
+
+    def similarity(self, a: str | Path, b: str | Path) -> dict[str, Any]:
+        """Compare two checkpoints, each a safetensors file or the id of a stored model."""
+        sides = {"a": a, "b": b}
+        files = {name: (side.name, side.read_bytes()) for name, side in sides.items() if isinstance(side, Path)}
+        ids = {name: side for name, side in sides.items() if isinstance(side, str)}
+        body: dict[str, Any] = {"files": files, "data": ids} if files else {"json": ids}
+        return self._answered(self._json("POST", "/similarity", **body))
+
+    def similarity_matrix(self, ids: Sequence[str]) -> dict[str, Any]:
+        """Compare stored models, each with each."""
+        return self._answered(self._json("POST", "/similarity/matrix", json={"ids": list(ids)}))
+
+    def neighbours(self, model_id: str, k: int = 10) -> dict[str, Any]:
+        """Return the models nearest to a stored one."""
+        return self._answered(self._json("GET", f"/models/{model_id}/neighbours", params={"k": k}))
+
+    def _answered(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """The answer itself, waited for where it came as a job."""
+        if "status" not in answer:
+            return answer
+        result: dict[str, Any] = self.wait(answer)["result"]
+        return result
+
     def targets(self) -> dict[str, Any]:
         """Return the catalogue of targets."""
         return self._json("GET", "/targets")

@@ -147,6 +147,51 @@ def generate(
             _ignore_signals()
 
 
+@main.command()
+@click.argument("checkpoints", nargs=-1, required=True, metavar="A B …")
+@click.option("--server", envvar="LOOMWEIGHT_SERVER", help="Ask a running service; checkpoints may then be model ids.")
+@click.option("--token", envvar="LOOMWEIGHT_TOKEN", help="Sent as a bearer token.")
+@click.option("--bundle", type=_FOLDER, help="Whose similarity part compares.  [default: the configured one]")
+@click.option("--out", type=_FILE, help="Draw the matrix here: .png, .svg or .pdf; needs matplotlib.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def similarity(
+    checkpoints: tuple[str, ...],
+    server: str | None,
+    token: str | None,
+    bundle: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare safetensors files by their weights: were these networks trained for related tasks?"""
+    import json
+
+    from rich.console import Console
+
+    from cli.client import ClientError, LoomweightClient, Unreachable
+    from cli.similarity import CannotCompare, check_heatmap, compare_files, compare_served, heatmap, show
+
+    if len(checkpoints) < 2:
+        raise click.UsageError("Name at least two checkpoints.")
+    try:
+        if out is not None:
+            check_heatmap(out)
+        if server is None:
+            found = compare_files([Path(name) for name in checkpoints], bundle or default_bundle())
+        else:
+            with LoomweightClient(server, token=token) as client:
+                found = compare_served(client, checkpoints)
+        if out is not None:
+            heatmap(found, out)
+    except Unreachable as error:
+        _fail(str(error), EXIT_UNREACHABLE)
+    except (ClientError, CannotCompare) as error:
+        _fail(str(error), EXIT_FAILED)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+    else:
+        show(found, Console())
+
+
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="STAGE …")
 def train(arguments: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
     models/{model_id}/weights.safetensors   the tensors
     models/{model_id}/model.onnx            the runnable model, if it has one
+    models/{model_id}/embedding.{part}      what a similarity part makes of the tensors; may be made again at any time
     models/{model_id}/card.json             written last: a model exists once its card does
     recent/…/{age}.{model_id}               empty objects that put models in order, newest first
     inputs/{job_id}/{name}                  what a client uploaded for a job
@@ -44,6 +45,16 @@ def weights(model_id: str) -> str:
 def onnx(model_id: str) -> str:
     """The runnable model."""
     return f"{MODELS}{_id(model_id)}/model.onnx"
+
+
+def embeddings(model_id: str) -> str:
+    """What the keys of a model's embeddings begin with."""
+    return f"{MODELS}{_id(model_id)}/embedding."
+
+
+def embedding(model_id: str, part: str) -> str:
+    """The embedding of a model that a similarity part made."""
+    return embeddings(model_id) + _id(part)
 
 
 def card(model_id: str) -> str:

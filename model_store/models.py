@@ -13,13 +13,13 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import groupby
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pydantic import ValidationError
 
 from model_store import keys
 from model_store.records import ModelCard, ModelPage
-from model_store.store import AlreadyExists, ChunkStream, Corrupt, InvalidKey, NotFound, ObjectEntry, ObjectStore
+from model_store.store import CHUNK, AlreadyExists, ChunkStream, Corrupt, InvalidKey, NotFound, ObjectEntry, ObjectStore
 
 Part = Literal["weights", "onnx"]
 _KEYS = {"weights": keys.weights, "onnx": keys.onnx}
@@ -44,10 +44,11 @@ class ModelRepository:
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
 
-    def save(self, card: ModelCard, weights: bytes, onnx: bytes | None = None) -> ModelCard:
+    def save(self, card: ModelCard, weights: bytes | BinaryIO, onnx: bytes | None = None) -> ModelCard:
         """Store a model; returns its card as stored, which is the first one if these weights were saved before.
 
-        Raises ValueError if the card does not describe the bytes, `AlreadyExists` if the id has other weights.
+        Weights that are a file are read from its start. Raises ValueError if the card does not describe the bytes,
+        `AlreadyExists` if the id has other weights.
         """
         _hold_against(card, weights, onnx)
         stored = self._find(card.id)
@@ -132,6 +133,8 @@ class ModelRepository:
         with suppress(InvalidKey):
             for key in (keys.card(model_id), keys.weights(model_id), keys.onnx(model_id), *entries):
                 self.store.delete(key)
+            for entry in self.store.list(keys.embeddings(model_id)):
+                self.store.delete(entry.key)
 
     def sweep(self, older_than: timedelta) -> tuple[str, ...]:
         """Remove tensors and list entries without a card that nobody touched for `older_than`; returns their keys.
@@ -163,9 +166,9 @@ class ModelRepository:
             _log.warning("left out of a listing: %s", error)  # one bad card must not hide all others
             return None
 
-    def _write(self, card: ModelCard, weights: bytes, onnx: bytes | None) -> ModelCard:
+    def _write(self, card: ModelCard, weights: bytes | BinaryIO, onnx: bytes | None) -> ModelCard:
         """Write a model that had no card; returns the card that is there in the end."""
-        bodies = {keys.weights(card.id): weights, **dict.fromkeys(_entries(card), b"")}
+        bodies: dict[str, bytes | BinaryIO] = {keys.weights(card.id): weights, **dict.fromkeys(_entries(card), b"")}
         if onnx is not None:
             bodies[keys.onnx(card.id)] = onnx
         put = partial(self.store.put, content_type="application/octet-stream")
@@ -193,7 +196,8 @@ class ModelRepository:
             files = {entry.key: entry.modified for entry in group}
             if not keys.is_id(model_id) or keys.card(model_id) in files or max(files.values()) >= oldest:
                 continue
-            for key in (keys.weights(model_id), keys.onnx(model_id)):
+            embedded = [key for key in files if key.startswith(keys.embeddings(model_id))]
+            for key in (keys.weights(model_id), keys.onnx(model_id), *embedded):
                 # Looked at again: a save may have come back to this model since the listing.
                 with suppress(NotFound):
                     if self.store.head(key).modified < oldest and not self.exists(model_id):
@@ -228,8 +232,21 @@ def _key(card: ModelCard, part: Part) -> str:
     return _KEYS[part](card.id)
 
 
-def _hold_against(card: ModelCard, weights: bytes, onnx: bytes | None) -> None:
+def _hold_against(card: ModelCard, weights: bytes | BinaryIO, onnx: bytes | None) -> None:
     described = [(card.sha256, card.size)] + ([(card.onnx.sha256, card.onnx.size)] if card.onnx else [])
-    given = [(hashlib.sha256(body).hexdigest(), len(body)) for body in (weights, onnx) if body is not None]
+    given = [_measured(body) for body in (weights, onnx) if body is not None]
     if described != given:
         raise ValueError(f"the card of {card.id} does not describe these files")
+
+
+def _measured(body: bytes | BinaryIO) -> tuple[str, int]:
+    """SHA-256 and size; a file is rewound afterwards."""
+    if isinstance(body, bytes):
+        return hashlib.sha256(body).hexdigest(), len(body)
+    digest, size = hashlib.sha256(), 0
+    body.seek(0)
+    while piece := body.read(CHUNK):
+        digest.update(piece)
+        size += len(piece)
+    body.seek(0)
+    return digest.hexdigest(), size

@@ -76,7 +76,7 @@ class ModelCard(Record):
     )
     origin: str = Field(
         description="How the weights came to be.",
-        examples=["mean", "mean-half", "closed-form", "diffusion", "kde", "retrieve", "upload"],
+        examples=["mean", "mean-half", "closed-form", "diffusion", "kde", "retrieve", "uploaded"],
     )
     seed: int | None = Field(description="Seed of the generation; null for an upload.")
     bundle: str | None = Field(description="Id of the bundle that generated the weights; null for an upload.")

@@ -28,6 +28,7 @@ from service.metrics import Metrics
 from service.middleware import Boundary
 from service.models import endpoints as models
 from service.settings import GatewaySettings
+from service.similarity import endpoints as similarity
 from service.state import Services
 from workers.client import QueueClient
 
@@ -49,14 +50,13 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for domain in (generations, jobs, models, catalogue, health, console):
+    for domain in (generations, jobs, models, similarity, catalogue, health, console):
         app.include_router(domain.router)
     install_handlers(app)
     app.add_middleware(
         Boundary,
         metrics=services.metrics,
-        max_body_bytes=services.settings.max_body_bytes,
-        max_inflight_bytes=services.settings.max_inflight_bytes,
+        settings=services.settings,
     )
     _document(app)
     return app
@@ -122,7 +122,10 @@ def _document(app: FastAPI) -> None:
                 routes=app.routes,
             )
             _, unseen = models_json_schema(
-                [(Problem, "serialization"), *((body, "validation") for body in generations.BODIES)],
+                [
+                    (Problem, "serialization"),
+                    *((body, "validation") for body in (*generations.BODIES, *models.BODIES, *similarity.BODIES)),
+                ],
                 ref_template="#/components/schemas/{model}",
             )
             schemas = schema["components"]["schemas"]

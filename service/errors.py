@@ -14,7 +14,7 @@ ServiceError                 carries status, slug (the end of its `type`), title
 import logging
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -44,9 +44,9 @@ class Problem(JobError):
 class ServiceError(HTTPException):
     """Base of what the gateway refuses. An HTTPException, so that FastAPI's own body parsing lets it through."""
 
-    status: ClassVar[int] = 500
-    slug: ClassVar[str] = "internal-error"
-    title: ClassVar[str] = "Something went wrong here"
+    status: int = 500
+    slug: str = "internal-error"
+    title: str = "Something went wrong here"
 
     def __init__(self, detail: str, *, pointer: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(self.status, detail, headers)
@@ -101,6 +101,12 @@ class InvalidSamples(Unprocessable):
     slug, title = "invalid-samples", "The samples cannot be used"
 
 
+class InvalidCheckpoint(Unprocessable):
+    """A file that is no sound checkpoint."""
+
+    slug, title = "invalid-checkpoint", "The checkpoint cannot be used"
+
+
 class UnknownTarget(Unprocessable):
     """No such target in the bundle."""
 
@@ -146,6 +152,15 @@ _TRANSLATED: dict[type[Exception], ServiceError] = {
     jobs.KeyReused: KeyReused("This Idempotency-Key came with another payload before. Use a new key."),
     jobs.KeyInFlight: KeyInFlight("Wait for the answer to the first request with this Idempotency-Key, or ask again."),
 }
+
+
+def failed(error: JobError) -> ServiceError:
+    """Turn the problem that a job ended with into the answer to the request that waited for it."""
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if error.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    problem = ServiceError(error.detail, headers=headers)
+    problem.status_code, problem.errors = error.status, error.errors
+    problem.slug, problem.title = error.type.removeprefix(PROBLEM_BASE), error.title
+    return problem
 
 
 def problem_response(request_id: str, error: HTTPException) -> Response:
@@ -214,6 +229,7 @@ _DESCRIPTIONS = {
     400: "Malformed.",
     404: "There is no such thing.",
     409: "At the wrong time.",
+    410: "It was there, and is gone.",
     413: "Over a limit.",
     415: "A format that is not read.",
     416: "The range lies outside the file.",

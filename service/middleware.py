@@ -10,7 +10,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import ServiceError, TooLarge, Unavailable, problem_response
 from service.metrics import Metrics
+from service.settings import GatewaySettings
 
+_FORM_BYTES = 100_000  # what surrounds the files of a form
+_CHECKPOINTS = {"/models": 1, "/similarity": 2}
+"""Paths whose POST carries so many checkpoints, which go to disk as they come in."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = logging.getLogger(__name__)
 
@@ -18,11 +22,12 @@ _log = logging.getLogger(__name__)
 class Boundary:
     """The outermost layer that is ours."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_body_bytes: int, max_inflight_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, settings: GatewaySettings) -> None:
         self._app = app
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
-        self._inflight = _Inflight(max_inflight_bytes)
+        self._settings = settings
+        self._inflight = _Inflight(settings.max_inflight_bytes)
+        self._inflight_checkpoints = _Inflight(settings.max_inflight_checkpoint_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -34,7 +39,7 @@ class Boundary:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
-        body = _Body(receive, self._max_body_bytes, self._inflight)
+        body = self._body(scope, receive)
         status = 0
 
         async def send_marked(message: Message) -> None:
@@ -48,7 +53,7 @@ class Boundary:
 
         try:
             length = headers.get("content-length", "")
-            if length.isdecimal() and int(length) > self._max_body_bytes:
+            if length.isdecimal() and int(length) > body.limit:
                 await problem_response(request_id, body.too_large())(scope, receive, send_marked)
             else:
                 await self._app(scope, body.receive, send_marked)
@@ -63,9 +68,16 @@ class Boundary:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._metrics.observe(scope["method"], route, status or 499, time.perf_counter() - began)
 
+    def _body(self, scope: Scope, receive: Receive) -> "_Body":
+        files = _CHECKPOINTS.get(scope["path"], 0) if scope["method"] == "POST" else 0
+        if not files:
+            return _Body(receive, self._settings.max_body_bytes, self._inflight)
+        limit = files * self._settings.max_checkpoint_bytes + _FORM_BYTES
+        return _Body(receive, limit, self._inflight_checkpoints)
+
 
 class _Inflight:
-    """The bytes of all bodies that are being served: what bounds the memory of the process."""
+    """The bytes of all bodies of a kind that are being served: what bounds the memory, or disk, of the process."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -77,7 +89,7 @@ class _Body:
 
     def __init__(self, receive: Receive, limit: int, inflight: _Inflight) -> None:
         self._receive = receive
-        self._limit = limit
+        self.limit = limit
         self._inflight = inflight
         self._seen = 0
 
@@ -86,14 +98,14 @@ class _Body:
         arrived = len(message.get("body", b""))
         self._seen += arrived
         self._inflight.bytes += arrived
-        if self._seen > self._limit:
+        if self._seen > self.limit:
             raise self.too_large()
         if self._inflight.bytes > self._inflight.limit:
             raise Unavailable("Too much is being uploaded at once. Send the request again a little later.")
         return message
 
     def too_large(self) -> TooLarge:
-        return TooLarge(f"The body is over {self._limit:,} bytes. Send fewer or smaller images.")
+        return TooLarge(f"The body is over {self.limit:,} bytes. Send fewer or smaller files.")
 
     def close(self) -> None:
         self._inflight.bytes -= self._seen

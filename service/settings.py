@@ -12,6 +12,14 @@ class GatewaySettings(Settings):
     max_inflight_bytes: int = Field(
         default=80_000_000, ge=1_000, description="Of all requests being served; more are told to come again."
     )
+    max_checkpoint_bytes: int = Field(default=100 * 2**20, ge=1_000, description="Of one uploaded checkpoint.")
+    max_inflight_checkpoint_bytes: int = Field(
+        default=250_000_000, ge=1_000, description="As `max_inflight_bytes`, of uploaded checkpoints: they lie on disk."
+    )
+    similarity_held_bytes: int = Field(
+        default=30_000_000, ge=0, description="Checkpoints that are larger together are compared by a job."
+    )
+    max_matrix_models: int = Field(default=100, ge=2, description="Of one matrix of similarities.")
     max_wait_s: int = Field(default=60, ge=0, description="The longest that `Prefer: wait=N` holds an answer.")
     max_followers: int = Field(default=500, ge=1, description="Clients that may wait for or follow jobs at once.")
     keepalive_s: float = Field(default=15, gt=0, description="Silence on an event stream until a comment is sent.")

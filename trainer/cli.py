@@ -120,7 +120,14 @@ def _lps(recipe: Recipe, run: Path, options: Options) -> None:
     print(lps.build(recipe, run, options.out or run, also=options.also))
 
 
-AFTERWARDS = {"card": _card, "modelset": _modelset, "lps": _lps}
+def _lps_zoo(recipe: Recipe, run: Path, options: Options) -> None:
+    from loomweight.similarity import index
+
+    found = index.build(options.out or Path("bundles") / recipe.name)
+    print(f"{len(found.names)} zoo models embedded")
+
+
+AFTERWARDS = {"card": _card, "modelset": _modelset, "lps": _lps, "lps-zoo": _lps_zoo}
 """Not part of `all`: `card` runs once the tables were measured; similarity has runs of its own."""
 
 

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Generator, Tensor, nn
 
-from loomweight.similarity import scoring
+from loomweight import bundle
+from loomweight.similarity import index, scoring
 from loomweight.similarity.layers import Reading, read
 from loomweight.similarity.network import ChainConfig, ChainNetwork, Embeddings, unit
 from loomweight.similarity.scoring import Calibration, Familiar
@@ -213,8 +214,12 @@ def build(recipe: Recipe, run: Path, out: Path, *, also: Sequence[Path] = ()) ->
     anchors = unit(torch.stack([own[labels == t].mean(0) for t in range(int(labels.max()) + 1)]))
     familiar = Familiar(_untrained_below(learned), float((held @ anchors.T).amax(1).quantile(0.01)))
     card = _card(recipe, sets, split, seconds, learned, unseen, held)
-    written = scoring.write(out, network, calibrate(held, unseen), familiar, anchors, card) if team().writes else ""
-    return str(team().agreed(written))
+    part_id = ""
+    if team().writes:
+        part_id = scoring.write(out, network, calibrate(held, unseen), familiar, anchors, card)
+        if (out / bundle.MANIFEST).is_file():
+            index.build(out)
+    return str(team().agreed(part_id))
 
 
 def _untrained_below(examples: Collection) -> float:

@@ -16,7 +16,8 @@ from celery.worker import state
 from workers import metrics, runtime, watchdog
 from workers.client import make_celery
 from workers.generate import generate
-from workers.messages import GENERATE_QUEUE, GENERATE_TASK
+from workers.messages import GENERATE_TASK, SIMILARITY_TASK
+from workers.similarity import compare
 from workers.worker_settings import WorkerSettings
 
 _log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class _Process:
 
     def attach(self, app: Celery) -> None:
         app.task(name=GENERATE_TASK)(self.generate)
+        app.task(name=SIMILARITY_TASK)(self.compare)
         # Celery holds handlers weakly unless told otherwise.
         signals.worker_process_init.connect(self.start_child, weak=False)
         signals.worker_process_shutdown.connect(self.stop_child, weak=False)
@@ -57,6 +59,10 @@ class _Process:
     def generate(self, job_id: str) -> None:
         assert self._runtime is not None, "the task runs only in a child that was started"
         generate(job_id, self._runtime)
+
+    def compare(self, job_id: str) -> None:
+        assert self._runtime is not None, "the task runs only in a child that was started"
+        compare(job_id, self._runtime)
 
     def start_child(self, **_: object) -> None:
         try:
@@ -76,7 +82,8 @@ class _Process:
 
     def start_watchdog(self, **_: object) -> None:
         redis = self._settings.open_redis()
-        watchdog.start(redis, [GENERATE_QUEUE], lambda: bool(state.reserved_requests), self._settings.starved_s)
+        queues = self._settings.queues.split(",")
+        watchdog.start(redis, queues, lambda: bool(state.reserved_requests), self._settings.starved_s)
 
 
 def main() -> None:
@@ -89,5 +96,5 @@ def main() -> None:
     settings = WorkerSettings()
     app = create_app(settings)
     name = f"--hostname=loomweight-{os.getpid()}@%h"
-    queues = f"--queues={GENERATE_QUEUE}"
+    queues = f"--queues={settings.queues}"
     app.worker_main(["worker", name, queues, "--loglevel=INFO", "--without-gossip", "--without-mingle"])

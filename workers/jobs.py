@@ -39,7 +39,7 @@ from typing import Any, NamedTuple, cast
 from redis import Redis
 
 from workers import job_scripts as lua
-from workers.messages import QUEUES, GenerateResult, JobError, JobRecord, JobStatus, Progress
+from workers.messages import QUEUES, JobError, JobRecord, JobResult, JobStatus, Progress
 
 SEND_AGAIN_S = 60
 """A queued job's message is repeated this often, in case a broker lost it; a second delivery exits quietly."""
@@ -251,7 +251,7 @@ class Jobs:
         """Say how far the job is."""
         self._checked("PROGRESS", job_id, token, Progress(stage=stage, step=step, steps=steps).model_dump_json())
 
-    def finish(self, job_id: str, token: int, result: GenerateResult) -> None:
+    def finish(self, job_id: str, token: int, result: JobResult) -> None:
         """End the job well, a cancel that came too late notwithstanding."""
         self._checked("CLOSE", job_id, token, "succeeded", "result", result.model_dump_json())
 

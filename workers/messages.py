@@ -14,11 +14,12 @@ store. An upload is one object per job, `inputs/{job}/…`:
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from model_store.records import RANKED_ON, RankedOn
+from model_store.keys import ID_PATTERN
+from model_store.records import RANKED_ON, RankedOn, Sha256
 
 GENERATE_QUEUE = "generate"
 SIMILARITY_QUEUE = "similarity"
@@ -26,14 +27,20 @@ LARGE_QUEUE = "large"
 QUEUES = (GENERATE_QUEUE, SIMILARITY_QUEUE, LARGE_QUEUE)
 
 GENERATE_TASK = "loomweight.generate"
+SIMILARITY_TASK = "loomweight.similarity"
 
 SAMPLES_CONTENT_TYPE = "application/vnd.loomweight.samples"
 PROBLEM_BASE = "urn:loomweight:problem:"
 
-JobKind = Literal["generate"]
+JobKind = Literal["generate", "similarity", "similarity-matrix", "neighbours"]
 JobStatus = Literal["queued", "running", "succeeded", "failed", "canceled", "expired"]
 TERMINAL: frozenset[JobStatus] = frozenset({"succeeded", "failed", "canceled", "expired"})
-TASKS: dict[JobKind, str] = {"generate": GENERATE_TASK}
+TASKS: dict[JobKind, str] = {
+    "generate": GENERATE_TASK,
+    "similarity": SIMILARITY_TASK,
+    "similarity-matrix": SIMILARITY_TASK,
+    "neighbours": SIMILARITY_TASK,
+}
 """Which Celery task runs a job of which kind."""
 
 MAX_SEED = 2**53 - 1
@@ -97,6 +104,37 @@ class GenerateRequest(Message):
         return self
 
 
+class Checkpoint(Message):
+    """One side of a comparison: a stored model, or an upload of this job, `inputs/{job}/{a or b}`."""
+
+    model: str | None = Field(default=None, pattern=f"^{ID_PATTERN}$", description="A stored model; null for a file.")
+    sha256: Sha256 = Field(description="SHA-256 of the safetensors file, in hex.")
+    size: int = Field(ge=0, description="Size of the file, in bytes.")
+
+
+class SimilarityRequest(Message):
+    """Two checkpoints to compare."""
+
+    a: Checkpoint
+    b: Checkpoint
+
+
+class MatrixRequest(Message):
+    """Stored models to compare, each with each."""
+
+    ids: tuple[str, ...] = Field(min_length=2, description="Ids of stored models.")
+
+
+class NeighboursRequest(Message):
+    """A stored model whose nearest are wanted."""
+
+    model: str
+    k: int = Field(ge=1, description="How many.")
+
+
+JobRequest = GenerateRequest | SimilarityRequest | MatrixRequest | NeighboursRequest
+
+
 class InputRef(Message):
     """Where a job's upload lies in the store."""
 
@@ -132,7 +170,9 @@ class JobError(Message):
 class Progress(Message):
     """How far a running job is."""
 
-    stage: str = Field(description="`decode_inputs`, `encode`, `sample`, `decode_weights`, `rank` or `store`.")
+    stage: str = Field(
+        description="`decode_inputs`, `encode`, `sample`, `decode_weights`, `rank` or `store`; of similarity: `embed`."
+    )
     step: int = Field(ge=0)
     steps: int = Field(ge=0, description="Steps of this stage.")
 
@@ -170,6 +210,77 @@ class GenerateResult(Message):
     )
 
 
+Score = Annotated[float, Field(ge=-1, le=1)]
+
+
+class LayerPair(Message):
+    """Two layers at like depth, and how alike they are."""
+
+    a: str = Field(description="Name of the layer of the first checkpoint.")
+    b: str = Field(description="Name of the layer of the second one.")
+    similarity: Score
+
+
+class SimilarityBaselines(Message):
+    """What comparisons say that nobody trained; null between different architectures."""
+
+    cosine: float | None = Field(description="Cosine of all weights, as they are.")
+    aligned_cosine: float | None = Field(
+        description="The same after weight matching (Git Re-Basin); null as well where matching would take too long."
+    )
+    statistics: float | None = Field(description="Cosine of every tensor's mean, variance and quantiles.")
+
+
+class SimilarityResult(Message):
+    """How related the tasks of two networks are, judged by their weights alone."""
+
+    similarity: Score = Field(description="Symmetric; 1 for a model with itself and with its permuted copies.")
+    same_task_probability: float = Field(
+        ge=0, le=1, description="Chance of one task, as if half of all pairs shared theirs."
+    )
+    method: str
+    bundle: str
+    part: str = Field(description="Id of the bundle's similarity part, which made the score.")
+    layers: tuple[LayerPair, ...] = Field(description="Every layer of the deeper network once.")
+    baselines: SimilarityBaselines
+    warnings: tuple[str, ...] = Field(description="What a reader of the score should know.")
+
+
+class MatrixResult(Message):
+    """The similarity of every pair of some stored models."""
+
+    ids: tuple[str, ...] = Field(description="Row and column i belong to model i.")
+    matrix: tuple[tuple[Score, ...], ...] = Field(description="Symmetric, with ones on the diagonal.")
+    method: str
+    bundle: str
+    part: str
+    warnings: tuple[str, ...]
+
+
+class Neighbour(Message):
+    """A model near another one."""
+
+    id: str = Field(description="Of a stored model; or a zoo model's name, its target and number.")
+    source: Literal["store", "zoo"] = Field(description="`zoo`: came with the bundle, and cannot be downloaded.")
+    similarity: Score
+    same_architecture: bool
+
+
+class NeighboursResult(Message):
+    """The nearest of the models that the service has."""
+
+    model: str
+    neighbours: tuple[Neighbour, ...] = Field(description="The nearest first.")
+    searched: dict[str, int] = Field(description="How many models were looked at, by source.")
+    method: str
+    bundle: str
+    part: str
+    warnings: tuple[str, ...]
+
+
+JobResult = GenerateResult | SimilarityResult | MatrixResult | NeighboursResult
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -184,10 +295,10 @@ class JobRecord(Message):
     created_at: datetime = Field(default_factory=_now)
     started_at: datetime | None = None
     finished_at: datetime | None = None
-    request: GenerateRequest
+    request: JobRequest
     inputs: InputRef | None = None
     progress: Progress | None = None
-    result: GenerateResult | None = None
+    result: JobResult | None = None
     error: JobError | None = None
     attempt: int = 0
     cancel_requested: bool = False

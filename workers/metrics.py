@@ -21,6 +21,8 @@ FAILURES = Counter(
     "Jobs that failed, by the last part of their problem's type; `internal` is our fault, all else the request's.",
     ["kind", "reason"],
 )
+for _kind in ("similarity", "similarity-matrix", "neighbours"):
+    FAILURES.labels(_kind, "internal")
 FAILURES.labels("generate", "internal")  # a counter that appears with its first event hides that event from `increase`
 BUSY = Gauge("loomweight_worker_busy", "1 while a job runs.")
 STAGE_SECONDS = Histogram(
@@ -58,6 +60,23 @@ NOVELTY = Histogram(
     "How unlike the training tasks a job's samples are: 0 familiar, 1 farther than any training task from the others.",
     ["target"],
     buckets=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1),
+)
+SIMILARITY = Histogram(
+    "loomweight_similarity_score",
+    "Scores of pairs of checkpoints that were compared, matrices left out.",
+    ["architectures"],
+    buckets=[n / 10 for n in range(-10, 11)],
+)
+SIMILARITY_SECONDS = Histogram(
+    "loomweight_similarity_seconds",
+    "Time of each stage of a job about similarity: `queue`, `read`, `embed`, `compare`.",
+    ["kind", "stage"],
+    buckets=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
+)
+EMBEDDINGS = Counter(
+    "loomweight_similarity_embeddings",
+    "Embeddings of stored models that jobs needed: `memory` and `store` had been made before, `made` was not.",
+    ["source"],
 )
 STORE_SECONDS = Histogram(
     "loomweight_store_operation_seconds",

@@ -7,16 +7,20 @@ import threading
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Self
 
 import numpy as np
 import torch
 from redis import RedisError
 
+from loomweight.errors import InvalidBundle
 from loomweight.generator import GenerateOptions, Generator
+from loomweight.similarity import Similarity, ZooIndex
 from model_store.measured import MeasuredStore
 from model_store.models import ModelRepository
 from workers import metrics
+from workers.embeddings import Embeddings
 from workers.jobs import Jobs
 from workers.messages import WorkerInfo
 from workers.worker_settings import WorkerSettings
@@ -36,6 +40,21 @@ class Runtime:
     jobs: Jobs
     models: ModelRepository
 
+    @cached_property
+    def similarity(self) -> Similarity:
+        """The bundle's similarity part, loaded once. Raises `InvalidBundle` where it has none."""
+        return Similarity.load(self.settings.bundle_dir)
+
+    @cached_property
+    def embeddings(self) -> Embeddings:
+        """Those of stored models, by that part. Raises `InvalidBundle`, too."""
+        return Embeddings(self.models, self.similarity, self.settings.outage_s)
+
+    @cached_property
+    def zoo_index(self) -> ZooIndex | None:
+        """The embedded zoo models of the bundle, None where they did not come with this similarity part."""
+        return ZooIndex.load(self.settings.bundle_dir, self.similarity)
+
 
 def load(settings: WorkerSettings) -> Runtime:
     """Load the bundle, run it once, open the connections. Raises what any of these raises."""
@@ -51,7 +70,23 @@ def load(settings: WorkerSettings) -> Runtime:
     jobs = settings.open_jobs(settings.open_redis())
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     store = MeasuredStore(settings.open_store(), metrics.observe_store)
-    return Runtime(settings, worker_id, device, generator, jobs, ModelRepository(store))
+    runtime = Runtime(settings, worker_id, device, generator, jobs, ModelRepository(store))
+    try:
+        warm_up_similarity(runtime.similarity)
+    except InvalidBundle as error:
+        _log.warning("similarity jobs will be refused: %s", error)
+    return runtime
+
+
+def warm_up_similarity(part: Similarity) -> None:
+    """Compare once: the first comparison pays for lazy set-up."""
+    made = torch.Generator().manual_seed(0)
+    small = {
+        "a.weight": torch.randn(8, 3, 3, 3, generator=made),
+        "b.weight": torch.randn(8, 8, 3, 3, generator=made),
+        "c.weight": torch.randn(4, 8, generator=made),
+    }
+    part.compare(small, small)
 
 
 def _warm_up(generator: Generator) -> None:

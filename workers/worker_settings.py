@@ -11,6 +11,11 @@ class WorkerSettings(Settings):
 
     device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU if there is one.")
     backend: str = Field(default="auto", description="How the generator runs its networks; `auto` lets it choose.")
+    queues: str = Field(
+        default="generate,similarity",
+        pattern=r"^(generate|similarity|large)(,(generate|similarity|large))*$",
+        description="Which queues to take jobs from: `generate`, `similarity`; workers may share the work by kind.",
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch. Default: all cores.")
     metrics_port: int | None = Field(
         default=None, ge=1, le=65535, description="Serve Prometheus metrics here. Default: not."
@@ -32,6 +37,13 @@ class WorkerSettings(Settings):
         default=60,
         gt=0,
         description="An idle worker that receives nothing for this long while messages wait is restarted.",
+    )
+
+    neighbours_searched: int = Field(
+        default=2_000, ge=1, description="Stored models, the newest first, that a search for neighbours looks at."
+    )
+    neighbours_embedded: int = Field(
+        default=100, ge=0, description="Of these, how many one search embeds that no job embedded before."
     )
 
     max_image_megapixels: float = Field(default=40, gt=0)

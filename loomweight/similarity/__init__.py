@@ -1,8 +1,8 @@
 """Which tasks were these networks trained for? Learned similarity of checkpoints, from their weights alone."""
 
-from loomweight.similarity.files import tensors_of
+from loomweight.similarity.index import ZooIndex
 from loomweight.similarity.layers import Reading, read
-from loomweight.similarity.scoring import Calibration, Comparison, Embedding, Familiar, LayerPair, Similarity
+from loomweight.similarity.scoring import Calibration, Comparison, Embedding, Familiar, LayerPair, Similarity, Sketch
 
 __all__ = [
     "Calibration",
@@ -12,6 +12,7 @@ __all__ = [
     "LayerPair",
     "Reading",
     "Similarity",
+    "Sketch",
+    "ZooIndex",
     "read",
-    "tensors_of",
 ]

@@ -5,6 +5,7 @@ cosine; and `aligned`, a comparison of two models after weight matching (Git Re-
 3.2) along the links of their readings.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,9 @@ from loomweight.similarity.layers import Reading, ReadLayer
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 LARGE = 1_000_000
 """Weights above which matching makes one sweep over what layers read, instead of five over both sides."""
+MATCHING = 2e10
+"""Sum over sweeps of layers' units cubed, what matching takes at worst, above which it is left out: some seconds."""
+_AT_ONCE = 2**20
 
 
 def raw(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -67,13 +71,17 @@ def cosine(a: Tensor, b: Tensor) -> float | None:
     """Cosine of two vectors; None where their lengths differ or one is empty."""
     if a.shape != b.shape or not a.numel():
         return None
-    a, b = a.double(), b.double()
-    return float(a @ b / (a.norm() * b.norm()).clamp_min(1e-300))
+    dot, one, two = (0.0, 0.0, 0.0)
+    # A part at a time: doubles of everything would take twice the memory of both.
+    for x, y in zip(torch.split(a, _AT_ONCE), torch.split(b, _AT_ONCE), strict=True):
+        p, q = x.double(), y.double()
+        dot, one, two = dot + float(p @ q), one + float(p @ p), two + float(q @ q)
+    return dot / max(math.sqrt(one * two), 1e-300)
 
 
 def aligned(a: Reading, b: Reading) -> float | None:
-    """Cosine of the weights once b's hidden units are matched with a's; None for different architectures."""
-    if a.fingerprint != b.fingerprint:
+    """Cosine of the weights once b's hidden units are matched with a's; None for different or very wide networks."""
+    if a.fingerprint != b.fingerprint or _sweeps(a) * sum(layer.outputs**3 for layer in a.layers[:-1]) > MATCHING:
         return None
     return cosine(_flat(a, [torch.arange(x.outputs) for x in a.layers]), aligned_to(a, b))
 
@@ -82,7 +90,7 @@ def aligned_to(reference: Reading, reading: Reading) -> Tensor:
     """All weights and biases of a reading, its hidden units matched with those of a reference of its architecture."""
     large = reference.parameters > LARGE
     orders = [torch.arange(layer.outputs) for layer in reading.layers]
-    for _ in range(1 if large else 5):
+    for _ in range(_sweeps(reference)):
         moved = False
         for j in range(len(reading.layers) - 1):
             found = _match(reference, reading, orders, j, both_sides=not large)
@@ -91,6 +99,10 @@ def aligned_to(reference: Reading, reading: Reading) -> Tensor:
         if not moved:
             break
     return _flat(reading, orders)
+
+
+def _sweeps(reading: Reading) -> int:
+    return 1 if reading.parameters > LARGE else 5
 
 
 def _flat(reading: Reading, orders: list[Tensor]) -> Tensor:
@@ -111,7 +123,7 @@ def _match(a: Reading, b: Reading, orders: list[Tensor], j: int, *, both_sides: 
             if reader.link.source == j and reader.link.groups == 1:
                 ours, theirs = a.layers[k].weight, reader.weight[orders[k]]
                 gain = gain + _by_input(ours, layer.outputs) @ _by_input(theirs, layer.outputs).T
-    rows, columns = linear_sum_assignment(gain.numpy(), maximize=True)
+    rows, columns = linear_sum_assignment(torch.nan_to_num(gain).numpy(), maximize=True)
     order = torch.empty(layer.outputs, dtype=torch.long)
     order[torch.from_numpy(rows)] = torch.from_numpy(columns)
     return order

@@ -22,6 +22,7 @@ from loomweight.similarity.layers import INPUT, MEAN, Normalisation, Reading, Re
 
 GREY = (0.299, 0.587, 0.114)
 BUDGET = 8e9  # multiplications for one checkpoint: about half a second on one core
+MAX_SIGNAL = 2**25  # values between two layers, for all probes together
 
 
 def smooth_noise(count: int, side: int, generator: Generator, *, slope: float = 1.5) -> Tensor:
@@ -69,13 +70,15 @@ def _halves(layer: ReadLayer) -> bool:
 
 
 def affordable(reading: Reading, count: int, side: int) -> int:
-    """The largest side, `side` or a half, quarter ... of it, at which reading stays below BUDGET multiplications."""
+    """The largest side, `side` or a half, quarter ... of it, within BUDGET multiplications and MAX_SIGNAL."""
     while side > 2:
-        cost, now = 0, side
+        cost, now, largest = 0, side, 0
         for layer in reading.layers:
             cost += layer.weight.numel() * (now * now if layer.kind == "conv" else 1)
+            if layer.kind == "conv":
+                largest = max(largest, now * now * max(layer.outputs, layer.weight.shape[1]))
             now = max(1, now // 2) if _halves(layer) else now
-        if cost * count <= BUDGET:
+        if cost * count <= BUDGET and largest * count <= MAX_SIGNAL:
             break
         side //= 2
     return side

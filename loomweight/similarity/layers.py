@@ -29,6 +29,9 @@ from loomweight.similarity.links import INPUT, MEAN, Link, Shape, link, natural,
 
 MAX_TENSORS = 20_000
 MAX_VALUES = 60_000_000  # 100 MB of half precision, with room
+MAX_LAYERS = 2_000
+MAX_WIDTH = 262_144  # units that a layer reads or gives: what answers to probes take in memory
+MAX_VALUE = 1e12  # its square, summed up, stays in the range of floats
 RUNNING = ("running_mean", "running_var")
 
 __all__ = ["INPUT", "MEAN", "Normalisation", "ReadLayer", "Reading", "read"]
@@ -87,8 +90,8 @@ class Reading:
 def read(tensors: Mapping[str, Tensor]) -> Reading:
     """Read a checkpoint; raises InvalidCheckpoint that says what is wrong with it.
 
-    Refused: no tensors, too many, more values than 100 MB hold, NaN or infinity, no layer, a layer without
-    values. Everything is brought to float32; tensors of integers are left unread.
+    Refused: no tensors, too many, more values than 100 MB hold, NaN or infinity, no layer, too many layers, a layer
+    too wide. Everything is brought to float32; tensors of integers are left unread.
     """
     if not tensors:
         raise InvalidCheckpoint("the checkpoint holds no tensors")
@@ -103,6 +106,10 @@ def read(tensors: Mapping[str, Tensor]) -> Reading:
     chosen = named or matrices
     if not chosen:
         raise InvalidCheckpoint("the checkpoint holds no layer: no tensor of two to five dimensions with values")
+    if len(chosen) > MAX_LAYERS:
+        raise InvalidCheckpoint(f"the checkpoint holds {len(chosen):,} layers; at most {MAX_LAYERS:,} are read")
+    if wide := [k for k, t in chosen.items() if max(t.shape[:2]) > MAX_WIDTH]:
+        raise InvalidCheckpoint(f"'{wide[0]}' has more than {MAX_WIDTH:,} inputs or outputs")
     raw = {k: _layer(k, t, floats) for k, t in chosen.items()}
     stored = [raw[k] for k in order(_shapes(raw))]
     raw, used = _with_norms({layer.name: _oriented(layer, stored) for layer in stored}, floats)
@@ -121,6 +128,8 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
     values = tensor.detach().to("cpu", torch.float32)
     if not torch.isfinite(values).all():
         raise InvalidCheckpoint(f"'{name}' holds NaN or infinity")
+    if values.numel() and float(values.abs().amax()) > MAX_VALUE:
+        raise InvalidCheckpoint(f"'{name}' holds values beyond {MAX_VALUE:.0e}, which no training leaves behind")
     return values
 
 
@@ -162,6 +171,10 @@ def _with_norms(layers: dict[str, ReadLayer], floats: Mapping[str, Tensor]) -> t
         head, _, last = name.rpartition(".")
         if tensor.ndim == 1 and last in ("weight", "bias", *RUNNING) and f"{head}.weight" not in layers:
             modules.setdefault(head, {})[last] = tensor
+    if len(modules) > MAX_LAYERS:
+        raise InvalidCheckpoint(
+            f"the checkpoint holds {len(modules):,} normalisations; at most {MAX_LAYERS:,} are read"
+        )
     used: set[str] = set()
     for module in sorted(modules, key=natural):
         parts = modules[module]

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 INPUT, MEAN = -1, -2
 Shape = tuple[str, tuple[int, ...]]
@@ -28,6 +29,7 @@ class Link:
     joins: bool = False
 
 
+@lru_cache(maxsize=65_536)
 def natural(name: str) -> list[list[tuple[int, int, str]]]:
     """Sort key in which numbers inside a name count as numbers."""
     return [

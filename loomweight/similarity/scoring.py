@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Generator, Tensor
 
-from loomweight.errors import InvalidBundle
+from loomweight.errors import InvalidBundle, InvalidCheckpoint
 from loomweight.similarity import baselines
 from loomweight.similarity.layers import Reading, read
 from loomweight.similarity.network import ChainConfig, ChainNetwork, unit
@@ -56,6 +56,18 @@ class Familiar:
 
 
 @dataclass(frozen=True)
+class Sketch:
+    """What comparing many needs of each: the vector, and what warnings are made of."""
+
+    vector: Tensor  # (dim,)
+    fingerprint: str
+    structure: float
+    nearest: float
+    guessed: int
+    count: int  # of layers
+
+
+@dataclass(frozen=True)
 class Embedding:
     """A checkpoint embedded: vectors of unit length, its architecture, and how trained and familiar it looks."""
 
@@ -67,6 +79,13 @@ class Embedding:
     nearest: float
     guessed: int
     reading: Reading = field(repr=False)
+
+    @property
+    def sketch(self) -> Sketch:
+        """The same without its layers."""
+        return Sketch(
+            self.vector, self.fingerprint, self.structure, self.nearest, self.guessed, len(self.reading.layers)
+        )
 
 
 @dataclass(frozen=True)
@@ -123,10 +142,12 @@ class Similarity:
 
     @torch.no_grad()
     def embed(self, tensors: Mapping[str, Tensor]) -> Embedding:
-        """Embed a state dict; raises InvalidCheckpoint where it cannot be read (see `layers.read`)."""
+        """Embed a state dict; raises InvalidCheckpoint where it cannot be read (see `layers.read`), or says nothing."""
         reading = read(tensors)
         found = self.network([reading])
         vector = found.models[0]
+        if not 0.5 < float(vector.norm()) < 2:
+            raise InvalidCheckpoint("the network answers every input alike, as with all weights zero or out of range")
         nearest = float((self.anchors @ vector).max())
         names = tuple(layer.name.removesuffix(".weight") for layer in reading.layers)
         looks = structure(reading)
@@ -137,17 +158,25 @@ class Similarity:
         return self.compare_embedded(self.embed(a), self.embed(b), a, b)
 
     def compare_embedded(
-        self, one: Embedding, two: Embedding, a: Mapping[str, Tensor], b: Mapping[str, Tensor]
+        self,
+        one: Embedding,
+        two: Embedding,
+        a: Mapping[str, Tensor],
+        b: Mapping[str, Tensor],
+        *,
+        leave_out: Sequence[str] = (),
     ) -> Comparison:
-        """As `compare`, with the embeddings at hand."""
-        score = _bounded(float(one.vector.double() @ two.vector.double()))
+        """As `compare`, with the embeddings at hand; baselines may be left out, which take most of the time."""
+        score = self.score(one.vector, two.vector)
         same = one.fingerprint == two.fingerprint
-        others = {
-            "cosine": baselines.cosine(baselines.raw(a), baselines.raw(b)) if same else None,
-            "aligned_cosine": _symmetric_alignment(one.reading, two.reading),
-            "layerwise_cosine": baselines.cosine(baselines.layerwise(a), baselines.layerwise(b)) if same else None,
-            "statistics": baselines.cosine(baselines.statistics(a), baselines.statistics(b)) if same else None,
+        vectors = {
+            "cosine": baselines.raw,
+            "layerwise_cosine": baselines.layerwise,
+            "statistics": baselines.statistics,
         }
+        others = {k: baselines.cosine(f(a), f(b)) if same else None for k, f in vectors.items() if k not in leave_out}
+        if "aligned_cosine" not in leave_out:
+            others["aligned_cosine"] = _symmetric_alignment(one.reading, two.reading)
         return Comparison(
             score,
             self.calibration.probability(score, same_architecture=same),
@@ -156,7 +185,13 @@ class Similarity:
             tuple(self.warnings(one, two)),
         )
 
-    def matrix(self, embeddings: Sequence[Embedding]) -> Tensor:
+    @staticmethod
+    def score(one: Tensor, two: Tensor) -> float:
+        """The similarity of two vectors; exactly symmetric."""
+        one, two = one.double(), two.double()
+        return _bounded(float(one @ two / (one.norm() * two.norm())))
+
+    def matrix(self, embeddings: Sequence[Embedding | Sketch]) -> Tensor:
         """Similarity of every pair: (n, n), exactly symmetric, ones on the diagonal."""
         vectors = torch.stack([e.vector for e in embeddings]).double()
         product = (vectors @ vectors.T).clamp(-1, 1)
@@ -170,19 +205,23 @@ class Similarity:
             found.append(
                 "The networks have different architectures: scores are lower than between two of one architecture."
             )
-        for name, e in (("a", one), ("b", two)):
-            if e.structure < self.familiar.structure:
-                found.append(f"The weights of {name} look untrained: their layers resemble random matrices.")
-            elif e.nearest < self.familiar.nearest:
-                found.append(
-                    f"Checkpoint {name} is unlike every model that the similarity was learned from: "
-                    "score and probability were not tested on such networks."
-                )
-            if e.guessed:
-                found.append(
-                    f"{e.guessed} of {len(e.names)} layers of {name} could not be connected by name and shape; "
-                    "they were read without their input."
-                )
+        return found + self.about("a", one.sketch) + self.about("b", two.sketch)
+
+    def about(self, name: str, e: Sketch) -> list[str]:
+        """What to know of one checkpoint, called `name`."""
+        found = []
+        if e.structure < self.familiar.structure:
+            found.append(f"The weights of {name} look untrained: their layers resemble random matrices.")
+        elif e.nearest < self.familiar.nearest:
+            found.append(
+                f"Checkpoint {name} is unlike every model that the similarity was learned from: "
+                "score and probability were not tested on such networks."
+            )
+        if e.guessed:
+            found.append(
+                f"{e.guessed} of {e.count} layers of {name} could not be connected by name and shape; "
+                "they were read without their input."
+            )
         return found
 
 

@@ -16,6 +16,7 @@ def structure(reading: Reading) -> float:
     found = []
     for layer in reading.layers:
         matrix = layer.weight.flatten(1)
+        matrix = matrix / matrix.abs().amax().clamp_min(1e-30)  # no scale matters, and none may leave the range
         spread = float((matrix - matrix.mean()).norm()) / math.sqrt(matrix.numel())
         edge = spread * (math.sqrt(matrix.shape[0]) + math.sqrt(matrix.shape[1]))
         found.append(math.log(max(_largest(matrix), 1e-30) / max(edge, 1e-30)) if edge else 0.0)

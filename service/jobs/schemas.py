@@ -6,13 +6,17 @@ from typing import Self
 from pydantic import BaseModel, Field
 
 from workers.messages import (
-    GenerateRequest,
     GenerateResult,
     JobError,
     JobKind,
     JobRecord,
+    JobRequest,
+    JobResult,
     JobStatus,
+    MatrixResult,
+    NeighboursResult,
     Progress,
+    SimilarityResult,
     StoredModel,
 )
 
@@ -61,8 +65,8 @@ class Job(BaseModel):
     finished_at: datetime | None
     queue_position: int | None = Field(description="1 is the next; null unless queued.")
     progress: Progress | None = Field(description="The last step that a worker reported.")
-    request: GenerateRequest = Field(description="The options, those filled in by the service included.")
-    result: Result | None
+    request: JobRequest = Field(description="The options, those filled in by the service included.")
+    result: Result | SimilarityResult | MatrixResult | NeighboursResult | None
     error: JobError | None = Field(description="Why it failed or expired: an RFC 9457 problem.")
     attempt: int = Field(description="Which worker in turn has it; above 1 after one was lost.")
     links: JobLinks
@@ -82,7 +86,9 @@ class Job(BaseModel):
 _SHARED = ("id", "kind", "status", "created_at", "started_at", "finished_at", "progress", "request", "error", "attempt")
 
 
-def _linked(result: GenerateResult) -> Result:
+def _linked(result: JobResult) -> Result | SimilarityResult | MatrixResult | NeighboursResult:
+    if not isinstance(result, GenerateResult):
+        return result
     models = [ResultModel(**dict(model), links=ModelLinks.of(model.id)) for model in result.models]
     return Result(**dict(result) | {"models": tuple(models)})
 

@@ -4,16 +4,21 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from model_store.records import ModelCard
 from model_store.store import InvalidKey
 from model_store.store import NotFound as NotStored
-from service.errors import NotFound, Responses, Unprocessable, problems
+from service import forms
+from service.errors import NotFound, Responses, Unprocessable, UnsupportedType, problems
 from service.models.files import answer
-from service.models.schemas import Model, ModelList, linked
+from service.models.schemas import Model, ModelList, UploadForm, linked
+from service.models.uploads import inspect, keep
 from service.state import ServicesDep
 
 router = APIRouter(tags=["models"])
+BODIES = (UploadForm,)
+"""Models of the body, for the OpenAPI schema: the file is read by hand, while it comes in."""
 
 _BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
 _FILE: Responses = {
@@ -38,6 +43,47 @@ def list_models(
     except InvalidKey as error:
         raise Unprocessable("The cursor is not one of ours; leave it out to start anew.", pointer="/cursor") from error
     return ModelList(models=[linked(card) for card in page.models], next_cursor=page.next_cursor)
+
+
+@router.post(
+    "/models",
+    status_code=HTTPStatus.CREATED,
+    responses={
+        200: {"model": Model, "description": "The model was there already: its card as it is."},
+        201: {
+            "description": "The card of the new model.",
+            "headers": {"Location": {"description": "The model.", "schema": {"type": "string"}}},
+        },
+        **problems(400, 413, 415, 422, 503),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": {"$ref": f"#/components/schemas/{UploadForm.__name__}"}}},
+        }
+    },
+)
+async def upload_model(request: Request, response: Response, services: ServicesDep) -> Model:
+    """Store a checkpoint of your own, as safetensors; a pickle is never opened.
+
+    Values are not looked at here: NaN and infinity are stored, and refused where a checkpoint is compared.
+    """
+    if forms.media_type(request) != "multipart/form-data":
+        raise UnsupportedType("Send multipart/form-data, the checkpoint as the file `weights`.")
+    async with forms.form(request, files=1, fields=services.settings.max_classes + 1) as data:
+        forms.no_others(data, frozenset(UploadForm.model_fields))
+        weights, licence = forms.one(data, "weights"), forms.one(data, "licence") or ""
+        if weights is None or isinstance(weights, str):
+            raise Unprocessable("`weights` must be sent as a file, with a filename.", pointer="/weights")
+        classes = [name for name in data.getlist("classes") if isinstance(name, str)]
+        if not isinstance(licence, str) or len(licence) > 200:
+            raise Unprocessable("`licence` is a text of at most 200 characters.", pointer="/licence")
+        checkpoint = await run_in_threadpool(inspect, weights, services.settings, "/weights")
+        card, new = await run_in_threadpool(keep, services, checkpoint, classes, licence)
+    response.headers["Location"] = f"/models/{card.id}"
+    if not new:
+        response.status_code = HTTPStatus.OK
+    return linked(card)
 
 
 def _card(services: ServicesDep, model_id: str) -> ModelCard:

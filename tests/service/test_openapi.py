@@ -63,6 +63,10 @@ def test_every_operation_is_there_once_and_described(schema: dict[str, Any]) -> 
         ("get", "/jobs/{job_id}/events"),
         ("post", "/jobs/{job_id}/cancel"),
         ("get", "/models"),
+        ("post", "/models"),
+        ("get", "/models/{model_id}/neighbours"),
+        ("post", "/similarity"),
+        ("post", "/similarity/matrix"),
         ("get", "/models/{model_id}"),
         ("delete", "/models/{model_id}"),
         ("get", "/models/{model_id}/weights"),
@@ -78,6 +82,20 @@ def test_every_operation_is_there_once_and_described(schema: dict[str, Any]) -> 
     ids = [operation["operationId"] for operation in operations.values()]
     assert len(set(ids)) == len(ids)
     assert all(operation["description"] for operation in operations.values())
+
+
+def test_bodies_of_similarity(schema: dict[str, Any]) -> None:
+    def content(path: str) -> set[str]:
+        return set(schema["paths"][path]["post"]["requestBody"]["content"])
+
+    assert content("/similarity") == {"multipart/form-data", "application/json"}
+    assert content("/similarity/matrix") == {"application/json"}
+    assert content("/models") == {"multipart/form-data"}
+    shapes = schema["components"]["schemas"]
+    plain = {"a", "b", "source", "similarity", "same_architecture", "method", "bundle", "baselines"}
+    for name in ("SimilarityForm", "SimilarityJson", "MatrixJson", "UploadForm", "SimilarityResult", "Neighbour"):
+        fields = shapes[name]["properties"]
+        assert {field for field, about in fields.items() if not about.get("description")} <= plain, name
 
 
 def test_the_docs_page(gateway: Gateway) -> None:

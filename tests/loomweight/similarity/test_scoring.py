@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from loomweight.errors import InvalidBundle, InvalidCheckpoint
-from loomweight.similarity import Calibration, Familiar, Similarity, read, scoring
+from loomweight.similarity import Calibration, Familiar, Similarity, chain, layers, read, scoring
 from loomweight.similarity.network import ChainConfig, ChainNetwork
 from loomweight.similarity.permute import shuffled
 from loomweight.similarity.spectrum import structure
@@ -167,3 +167,45 @@ def test_residual_networks_by_name_are_embedded(part: Similarity) -> None:
     embedding = part.embed(resnet())
     assert embedding.guessed == 0
     assert embedding.names[-1] == "fc"
+
+
+@pytest.mark.parametrize(
+    ("made", "complaint"),
+    [
+        ({"a.weight": torch.zeros(3, 4)}, "answers every input alike"),
+        ({"a.weight": torch.full((3, 4), 1e13)}, "beyond 1e\\+12"),
+        ({"a.weight": torch.ones(1, layers.MAX_WIDTH + 1)}, "inputs or outputs"),
+        ({f"{i}.weight": torch.ones(1, 1) for i in range(layers.MAX_LAYERS + 1)}, "layers; at most"),
+        (
+            {"a.weight": torch.rand(3, 4), **{f"{i}.weight": torch.ones(3) for i in range(layers.MAX_LAYERS + 1)}},
+            "normalisations; at most",
+        ),
+    ],
+)
+def test_what_would_cost_too_much_or_says_nothing_is_refused(
+    part: Similarity, made: dict[str, Tensor], complaint: str
+) -> None:
+    with pytest.raises(InvalidCheckpoint, match=complaint):
+        part.embed(made)
+
+
+@pytest.mark.parametrize("scale", [1e11, 1e-38])
+def test_values_at_the_edge_of_floats_are_compared(part: Similarity, scale: float) -> None:
+    generator = Generator().manual_seed(0)
+    made = {f"{i}.weight": scale * torch.randn(32, 32, generator=generator) for i in range(6)}
+    other = {k: v * (1 + 0.1 * torch.randn(v.shape, generator=generator)) for k, v in made.items()}
+    assert part.compare(made, made).similarity == pytest.approx(1, abs=1e-5)
+    assert -1 <= part.compare(made, other).similarity <= 1
+
+
+def test_matching_that_would_take_too_long_is_left_out(part: Similarity) -> None:
+    generator = Generator().manual_seed(0)
+    made = {"a.weight": torch.randn(3_000, 10, generator=generator), "b.weight": torch.rand(4, 3_000)}
+    assert part.compare(made, made).baselines["aligned_cosine"] is None
+
+
+def test_answers_of_wide_layers_stay_within_memory() -> None:
+    wide = read({"a.weight": torch.ones(60_000, 3, 1, 1), "b.weight": torch.ones(2, 60_000)})
+    side = chain.affordable(wide, 64, 16)
+    assert side == 2
+    assert chain.affordable(read(tensors("cnn-l")), 64, 16) == 16

@@ -1,0 +1,1 @@
+"""How related the tasks of networks are, by their weights."""

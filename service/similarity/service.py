@@ -1,0 +1,103 @@
+"""A question about similarity ► a job, and its answer where that comes soon enough."""
+
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from model_store import keys
+from model_store.records import ModelCard
+from model_store.store import NotFound as NotStored
+from service.errors import Conflict, NotFound, failed
+from service.models.uploads import Checkpoint as Upload
+from service.state import Services
+from workers.jobs import QueueFull
+from workers.messages import (
+    SIMILARITY_QUEUE,
+    Checkpoint,
+    JobKind,
+    JobRecord,
+    JobRequest,
+    JobResult,
+    MatrixRequest,
+    NeighboursRequest,
+    SimilarityRequest,
+)
+
+_AT_ONCE = 8
+_log = logging.getLogger(__name__)
+Source = Upload | ModelCard
+
+
+def compare_pair(services: Services, sources: Mapping[str, Source]) -> JobRecord:
+    """Create the job that compares `a` with `b`."""
+    uploads = {name: source for name, source in sources.items() if isinstance(source, Upload)}
+    request = SimilarityRequest(**{name: _side(source) for name, source in sources.items()})
+    return _create(services, "similarity", request, uploads)
+
+
+def compare_all(services: Services, cards: Sequence[ModelCard]) -> JobRecord:
+    """Create the job that compares each model with each."""
+    return _create(services, "similarity-matrix", MatrixRequest(ids=tuple(card.id for card in cards)), {})
+
+
+def look_around(services: Services, card: ModelCard, k: int) -> JobRecord:
+    """Create the job that looks for a model's neighbours."""
+    return _create(services, "neighbours", NeighboursRequest(model=card.id, k=k), {})
+
+
+def cards_of(services: Services, ids: Sequence[str], pointers: Sequence[str]) -> list[ModelCard]:
+    """Return the cards of stored models. Raises `NotFound`."""
+
+    def card(model_id: str, pointer: str) -> ModelCard:
+        try:
+            return services.models.card(model_id)
+        except NotStored:
+            raise NotFound(f"There is no model {model_id[:100]!r}.", pointer=pointer) from None
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(card, ids, pointers))
+
+
+def is_small(services: Services, sources: Sequence[Source]) -> bool:
+    """Whether a client should get the answer at once."""
+    return sum(source.size for source in sources) <= services.settings.similarity_held_bytes
+
+
+def result_of(record: JobRecord) -> JobResult | None:
+    """Return the result of a job, None while there is none. Raises what went wrong."""
+    if record.error is not None:
+        raise failed(record.error)
+    if record.status == "canceled":
+        raise Conflict("The job was canceled.")
+    return record.result
+
+
+def _side(source: Source) -> Checkpoint:
+    model = None if isinstance(source, Upload) else source.id
+    return Checkpoint(model=model, sha256=source.sha256, size=source.size)
+
+
+def _create(services: Services, kind: JobKind, request: JobRequest, uploads: Mapping[str, Upload]) -> JobRecord:
+    if services.jobs.counts()[SIMILARITY_QUEUE].queued >= services.settings.max_queued:
+        raise QueueFull(SIMILARITY_QUEUE)  # before the store takes the uploads; the record's creation checks again
+    job_id = f"job-{uuid.uuid4().hex}"
+
+    def put(name: str) -> None:
+        services.store.put(keys.job_input(job_id, name), uploads[name].file, content_type="application/octet-stream")
+        services.metrics.upload_bytes.observe(uploads[name].size)
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in pool.map(put, uploads):  # raises what a put raised
+            pass
+    record = services.jobs.create(JobRecord(id=job_id, kind=kind, queue=SIMILARITY_QUEUE, request=request))
+    try:
+        services.queue.send(record)
+        services.jobs.sent(job_id)
+    except (OperationalError, RedisError) as error:
+        _log.warning("job %s is recorded, its message follows when the broker answers: %r", job_id, error)
+    services.metrics.created.labels(record.kind, "", "").inc()
+    return record
