@@ -22,7 +22,7 @@ from redis import RedisError
 from loomweight.errors import Canceled, InvalidRequest
 from loomweight.generator import GenerateOptions, GenerationResult
 from model_store.store import AlreadyExists, NotFound, StoreError, StoreUnavailable
-from workers import metrics
+from workers import filing, metrics
 from workers.artifacts import Artifacts, Origin, export
 from workers.inputs import Samples, read_dataset, read_samples
 from workers.jobs import JobsError
@@ -52,6 +52,12 @@ _INTERNAL = JobError.of(
     500,
     "Something went wrong that is not the request's fault. Send it again; if that fails too, report the job's id.",
 )
+_DEADLINE = JobError.of(
+    "deadline",
+    "The job took too long",
+    504,
+    "The job was stopped at its time limit. Ask for fewer candidates or steps.",
+)
 _NO_INPUTS = JobError.of(
     "inputs-gone", "The samples are gone", 410, "The uploaded samples are no longer stored. Send the request again."
 )
@@ -77,16 +83,17 @@ def _attempt(job_id: str, runtime: Runtime) -> Outcome:
     if token is None:
         return "skipped"
     try:
-        with Lease(jobs, job_id, token, settings.lease_s) as lease:
+        with Lease(jobs, job_id, token, settings.lease_s, settings.job_limit_s) as lease:
             record = patiently(lambda: jobs.get(job_id))
             outcome, end = _work(_Attempt(record, token, lease, runtime))
             patiently(end)
     except JobsError:
+        _file(job_id, runtime)  # it may have ended without this attempt's models
         return "lost"
     except StoreUnavailable:
         _log.exception("job %s: the store does not answer; the job is left to others", job_id)
         return "abandoned"
-    _forget_inputs(record, runtime)
+    _file(job_id, runtime)
     return outcome
 
 
@@ -104,7 +111,9 @@ def _work(attempt: _Attempt) -> tuple[Outcome, Callable[[], None]]:
         return "succeeded", partial(jobs.finish, job_id, token, _produce(attempt))
     except Canceled:
         attempt.lease.check()
-        return "canceled", partial(jobs.finish_canceled, job_id, token)
+        if not attempt.lease.overran:
+            return "canceled", partial(jobs.finish_canceled, job_id, token)
+        problem = _DEADLINE
     except (JobsError, RedisError, StoreUnavailable):
         raise
     except NotFound:
@@ -213,9 +222,10 @@ def _store(attempt: _Attempt, result: GenerationResult, origin: Origin, report: 
     steps = len(result.models)
     report("store", 0, steps)
     artifacts = [export(runtime.generator, result, model, origin) for model in result.models]
-    with_patience(attempt.lease.confirm, runtime.settings.outage_s, RedisError)
+    confirm = partial(with_patience, attempt.lease.confirm, runtime.settings.outage_s, RedisError)
+    confirm()
     for step, each in enumerate(artifacts, start=1):
-        with_patience(partial(_save, runtime, each), runtime.settings.outage_s, StoreUnavailable)
+        with_patience(partial(_save, runtime, each, confirm), runtime.settings.outage_s, StoreUnavailable)
         report("store", step, steps)
     return tuple(
         StoredModel(id=each.card.id, rank=model.rank, holdout_accuracy=model.holdout_accuracy)
@@ -223,22 +233,21 @@ def _store(attempt: _Attempt, result: GenerationResult, origin: Origin, report: 
     )
 
 
-def _save(runtime: Runtime, artifacts: Artifacts) -> None:
+def _save(runtime: Runtime, artifacts: Artifacts, confirm: Callable[[], None]) -> None:
     try:
         runtime.models.save(*artifacts)
     except AlreadyExists:
         # An earlier attempt, on another device or bundle, died between saving and saying so: nobody was told of it.
+        confirm()
         runtime.models.delete(artifacts.card.id)
         runtime.models.save(*artifacts)
 
 
-def _forget_inputs(record: JobRecord, runtime: Runtime) -> None:
-    if record.inputs is None:
-        return
+def _file(job_id: str, runtime: Runtime) -> None:
     try:
-        runtime.models.store.delete(record.inputs.key)
-    except StoreError as error:
-        _log.warning("job %s: its inputs stay behind: %s", record.id, error)
+        filing.file(runtime.jobs, runtime.models, job_id)
+    except (StoreError, RedisError) as error:
+        _log.warning("job %s is left to the reaper to file: %s", job_id, error)
 
 
 @contextmanager

@@ -36,6 +36,15 @@ local function close(status, field, value)
   redis.call('EXPIRE', job, ttl)
   redis.call('EXPIRE', stream, ttl)
   redis.call('ZADD', prefix .. 'ended', now + ttl, id)
+  redis.call('ZADD', prefix .. 'unfiled', now, id)
+end
+
+local function bury()
+  local error = cjson.decode(get('error'))
+  local attempts = tonumber(get('attempt'))
+  local letter = {id = id, attempts = attempts, at = stamp(), reason = error.type, detail = error.detail}
+  redis.call('LPUSH', prefix .. 'dead', cjson.encode(letter))
+  redis.call('LTRIM', prefix .. 'dead', 0, 999)
 end
 
 local function lapsed()
@@ -50,8 +59,7 @@ local function revive()
     close('canceled')
   elseif tonumber(get('attempt')) >= max_attempts then
     close('failed', 'error', dead_error)
-    redis.call('LPUSH', prefix .. 'dead', cjson.encode({id = id, attempts = tonumber(get('attempt')), at = stamp()}))
-    redis.call('LTRIM', prefix .. 'dead', 0, 999)
+    bury()
   else
     redis.call('HDEL', job, 'progress', 'worker', 'started_at')
     move('queued')
@@ -168,12 +176,13 @@ return 'ok'
 """
 )
 
-# token, status, field, value
+# token, status, field, value, '1' for a dead letter
 CLOSE = (
     _PRELUDE
     + """
 if not holds(ARGV[6]) then return refusal() end
 if ARGV[8] == '' then close(ARGV[7]) else close(ARGV[7], ARGV[8], ARGV[9]) end
+if ARGV[10] == '1' then bury() end
 return 'ok'
 """
 )

@@ -26,7 +26,8 @@ Keys, all below the prefix:
     due                    zset     queued ids by the time their message is to be sent (again)
     ended                  zset     ids by the time they are forgotten
     idempotency:{sha256}   hash     fingerprint of the payload, job once created
-    dead                   list     jobs given up, newest first; capped
+    dead                   list     jobs that failed through no fault of the request's, newest first; capped
+    unfiled                zset     ended ids by the time they ended, until the store has their record
     seq                    counter
 """
 
@@ -230,9 +231,13 @@ class Jobs:
         return self._key("events", job_id)
 
     def dead_letters(self, limit: int = 100) -> list[dict[str, Any]]:
-        """Return the jobs given up last: id, attempts, at (Unix time)."""
+        """Return the jobs given up last: id, attempts, at (Unix time), reason and detail of the problem."""
         entries = cast("list[str]", self._redis.lrange(self._prefix + "dead", 0, limit - 1))
         return [json.loads(entry) for entry in entries]
+
+    def unfiled(self, ended_s: float = 0, limit: int = 100) -> list[str]:
+        """Return jobs that ended longer ago than this, and whose record is not in the store yet."""
+        return self._below(self._prefix + "unfiled", self._now() - ended_s, limit)
 
     # Working ----------------------------------------------------------------------------------------------------------
 
@@ -256,12 +261,17 @@ class Jobs:
         self._checked("CLOSE", job_id, token, "succeeded", "result", result.model_dump_json())
 
     def fail(self, job_id: str, token: int, error: JobError) -> None:
-        """End the job with a problem."""
-        self._checked("CLOSE", job_id, token, "failed", "error", error.model_dump_json())
+        """End the job with a problem; one that is our fault makes it a dead letter."""
+        dead = "1" if error.status >= 500 else ""
+        self._checked("CLOSE", job_id, token, "failed", "error", error.model_dump_json(), dead)
 
     def finish_canceled(self, job_id: str, token: int) -> None:
         """End the job as canceled, after `is_cancel_requested` turned true."""
         self._checked("CLOSE", job_id, token, "canceled", "")
+
+    def filed(self, job_id: str) -> None:
+        """Note that the store has the record of the ended job."""
+        self._redis.zrem(self._prefix + "unfiled", job_id)
 
     def is_cancel_requested(self, job_id: str) -> bool:
         """Whether the running job should stop."""
@@ -283,6 +293,12 @@ class Jobs:
         Canceled if that was requested, failed and a dead letter after too many attempts. A requeued job is `due`.
         """
         return self._status("REQUEUE", job_id)
+
+    def drop_dead_letter(self, job_id: str) -> bool:
+        """Take a job off the list of dead letters; says whether it was there."""
+        key = self._prefix + "dead"
+        entries = [e for e in cast("list[str]", self._redis.lrange(key, 0, -1)) if json.loads(e)["id"] == job_id]
+        return sum(int(self._redis.lrem(key, 1, entry)) for entry in entries) > 0
 
     def orphans(self, limit: int = 100) -> list[str]:
         """Return running jobs whose lease ran out."""

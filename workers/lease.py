@@ -14,18 +14,19 @@ from workers.jobs import Jobs, JobsError, StaleAttempt
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-CANCEL_POLL_S = 0.2
+CANCEL_POLL_S = 0.05
 _LONGEST_PAUSE_S = 5.0
 
 
 class Lease:
-    """Renews a claim from a thread and watches for a cancel, from `__enter__` to `__exit__`.
+    """Renews a claim from a thread and watches for a cancel and the time limit, from `__enter__` to `__exit__`.
 
     A lease that could not be renewed in time counts as lost: by then another worker may have the job.
     """
 
-    def __init__(self, jobs: Jobs, job_id: str, token: int, seconds: float) -> None:
+    def __init__(self, jobs: Jobs, job_id: str, token: int, seconds: float, limit_s: float) -> None:
         self._jobs, self._job_id, self._token, self._seconds = jobs, job_id, token, seconds
+        self._deadline = time.monotonic() + limit_s
         self._done = threading.Event()
         self._lost = False
         self._canceled = False
@@ -40,8 +41,13 @@ class Lease:
         self._thread.join()
 
     def must_stop(self) -> bool:
-        """Whether the work is to end at the next opportunity: canceled, or another's by now."""
-        return self._lost or self._canceled
+        """Whether the work is to end at the next opportunity: canceled, too long, or another's by now."""
+        return self._lost or self._canceled or self.overran
+
+    @property
+    def overran(self) -> bool:
+        """Whether the time is up, and nobody asked for a cancel."""
+        return not self._canceled and time.monotonic() > self._deadline
 
     def check(self) -> None:
         """Raise `StaleAttempt` if the lease is known to be lost."""

@@ -1,8 +1,11 @@
 """What only workers are told through their environment."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from workers.limits import Limits
+from workers.messages import GENERATE_QUEUE, LARGE_QUEUE, QUEUES
 from workers.settings import Settings
 
 
@@ -16,9 +19,13 @@ class WorkerSettings(Settings):
         default=None, ge=1, le=65535, description="Serve Prometheus metrics here. Default: not."
     )
 
+    queues: tuple[str, ...] = Field(
+        default=(GENERATE_QUEUE, LARGE_QUEUE),
+        description="Which queues this worker serves, as JSON. Every queue needs a worker.",
+    )
     startup_s: float = Field(default=180, gt=0, description="Loading a bundle and warming up may take this long.")
     job_limit_s: int = Field(
-        default=900, ge=1, description="A job that runs longer is killed and counts as a lost attempt."
+        default=900, ge=1, description="A job that runs longer is stopped and fails; one that does not stop is killed."
     )
     soft_shutdown_s: float = Field(
         default=30,
@@ -38,6 +45,16 @@ class WorkerSettings(Settings):
     max_unpacked_bytes: int = Field(default=512 * 2**20, ge=1)
     max_archive_entries: int = Field(default=10_000, ge=1)
     max_reading_s: float = Field(default=60, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.job_limit_s >= self.visibility_timeout_s:
+            raise ValueError(
+                "job_limit_s must be below visibility_timeout_s: the broker would deliver running jobs again"
+            )
+        if unknown := set(self.queues) - set(QUEUES):
+            raise ValueError(f"there are the queues {', '.join(QUEUES)}, not {', '.join(sorted(unknown))}")
+        return self
 
     def limits(self) -> Limits:
         """Return what an upload may cost to read."""
