@@ -101,7 +101,9 @@ return 'ok'
 CREATE = (
     _PRELUDE
     + """
-if redis.call('EXISTS', job) == 1 then return 'ok' end -- a repetition after a lost answer
+if redis.call('EXISTS', job) == 1 then return 'job:' .. id end -- a repetition after a lost answer
+local known = ARGV[9] ~= '' and redis.call('HGET', ARGV[9], 'job')
+if known then return 'job:' .. known end
 if redis.call('ZCARD', prefix .. 'queued:' .. ARGV[6]) >= tonumber(ARGV[7]) then return 'full' end
 
 -- Records vanish by themselves; what points to them goes here, a few at a time.
@@ -124,7 +126,7 @@ if ARGV[9] ~= '' then
   redis.call('HSET', ARGV[9], 'job', id)
   redis.call('EXPIRE', ARGV[9], ttl)
 end
-return 'ok'
+return 'job:' .. id
 """
 )
 

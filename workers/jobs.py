@@ -46,8 +46,8 @@ SEND_AGAIN_S = 60
 """A queued job's message is repeated this often, in case a broker lost it; a second delivery exits quietly."""
 SEND_GRACE_S = 10
 """How long the creator of a job has for sending its message, until others do."""
-RESERVED_S = 300
-"""How long an idempotency key may stay without an answer, should the process that reserved it die."""
+RESERVED_S = 30
+"""How long an idempotency key may stay without an answer, should whoever reserved it die or lose Redis."""
 
 _JSON_FIELDS = ("request", "inputs", "progress", "result", "error")
 _TIME_FIELDS = ("created_at", "started_at", "finished_at")
@@ -150,6 +150,7 @@ class Jobs:
     def create(self, record: JobRecord, *, idempotency_key: str | None = None) -> JobRecord:
         """Enter a new job as queued, once however often it is tried; returns the record. Raises `QueueFull`.
 
+        Where the idempotency key led to another job meanwhile, its reservation having run out, that one is returned.
         The message is the caller's to send, and to report with `sent`; otherwise it shows up in `due`.
         """
         fields = ["kind", record.kind, "request", record.request.model_dump_json()]
@@ -161,7 +162,7 @@ class Jobs:
         answer = self._run("CREATE", record.id, record.queue, self._max_queued, SEND_GRACE_S, key, *fields)
         if answer == "full":
             raise QueueFull(record.queue)
-        return self.get(record.id)
+        return self.get(str(answer).removeprefix("job:"))
 
     def sent(self, job_id: str) -> None:
         """Note that the job's message is on its way."""

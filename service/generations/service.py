@@ -78,6 +78,9 @@ def _create(services: Services, upload: Upload, request: GenerateRequest, idempo
         JobRecord(id=job_id, kind="generate", queue=queue, request=request, inputs=inputs),
         idempotency_key=idempotency_key,
     )
+    if record.id != job_id:
+        services.store.delete(inputs.key)
+        return record
     try:
         services.queue.send(record)
         services.jobs.sent(job_id)

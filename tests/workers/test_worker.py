@@ -222,3 +222,10 @@ time.sleep(30)
     process = subprocess.run([sys.executable, "-c", script, redis_url], cwd=ROOT, timeout=20, check=False)
 
     assert process.returncode == -signal.SIGTERM
+
+
+def test_settings_that_would_run_jobs_twice_are_refused() -> None:
+    with pytest.raises(ValueError, match="below visibility_timeout_s"):
+        WorkerSettings(job_limit_s=3_600, visibility_timeout_s=3_600)
+    with pytest.raises(ValueError, match="there are the queues"):
+        WorkerSettings(queues=("generate", "gpu"))
