@@ -349,7 +349,7 @@ def _count(outcome: Outcome, asked: list[Asked], records: dict[str, JobRecord]) 
         ends[f"{record.status} {reason}".strip()] += 1
         true = {
             "good": record.status == "succeeded",
-            "bad": reason in ("malformed-request", "invalid-samples", "unsupported-media-type"),
+            "bad": reason == "corrupt-input",
             "canceled": record.status in ("succeeded", "canceled"),
         }[each.kind]
         if not true and not (reason == "worker-lost" and record.attempt == 3):
