@@ -1,6 +1,7 @@
 """One generation, from the message to the stored models: the only task there is so far, in the order it happens.
 
-A delivery ends in one of these outcomes; only the first three end the job:
+Jobs that wait behind the one that was delivered run together with it, each on its own claim; their messages find
+nothing to do later. A delivery ends in one of these outcomes; only the first three end the job:
 
     succeeded, failed, canceled
     skipped      nothing to do: the job ended, is unknown, or is with a worker that is alive
@@ -10,25 +11,31 @@ A delivery ends in one of these outcomes; only the first three end the job:
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal, NamedTuple
 
+import torch
 from redis import RedisError
 
 from loomweight.errors import Canceled, InvalidRequest
-from loomweight.generator import GenerateOptions, GenerationResult
+from loomweight.generator import GenerateOptions, GenerationResult, Generator
+from loomweight.together import Seat, Together
 from model_store.store import AlreadyExists, NotFound, StoreError, StoreUnavailable
 from workers import filing, metrics
 from workers.artifacts import Artifacts, Origin, export
 from workers.inputs import Samples, read_dataset, read_samples
 from workers.jobs import JobsError
-from workers.lease import Lease, with_patience
+from workers.lease import Lease, Leases, with_patience
 from workers.limits import InputError
 from workers.messages import (
+    GENERATE_QUEUE,
+    LARGE_QUEUE,
     MAX_SEED,
     PROBLEM_BASE,
     GenerateResult,
@@ -43,6 +50,7 @@ from workers.runtime import Runtime
 
 _log = logging.getLogger(__name__)
 Outcome = Literal["succeeded", "failed", "canceled", "skipped", "lost", "abandoned"]
+Generates = Generator | Seat
 
 KIND = "generate"
 PROGRESS_EVERY_S = 0.1
@@ -64,28 +72,93 @@ _NO_INPUTS = JobError.of(
 
 
 def generate(job_id: str, runtime: Runtime) -> Outcome:
-    """Run the job if it is to be run; never raises but for what ends the process."""
-    with metrics.BUSY.track_inprogress():
+    """Run the job if it is to be run, and others with it; never raises but for what ends the process.
+
+    Returns the outcome of the job that was named.
+    """
+    settings = runtime.settings
+    with metrics.BUSY.track_inprogress(), Leases(runtime.jobs, settings.lease_s, settings.job_limit_s) as leases:
         try:
-            outcome = _attempt(job_id, runtime)
+            claims = _claim(job_id, runtime)
         except RedisError:
             _log.exception("job %s: Redis does not answer; the job is left to others", job_id)
-            outcome = "abandoned"
+            return _counted(job_id, "abandoned")
+        if not claims:
+            return _counted(job_id, "skipped")
+        metrics.BATCH.observe(len(claims))
+        if len(claims) == 1:
+            return _perform(claims[0], leases, runtime.generator, runtime)
+        together = Together(runtime.generator, len(claims), wait_s=settings.batch_wait_s)
+
+        def perform(claim: _Claim) -> Outcome:
+            seat = together.seat()
+            try:
+                return _perform(claim, leases, seat, runtime)
+            finally:
+                seat.leave()
+
+        alone = partial(torch.set_num_threads, 1)  # the threads share the cores, and each has one
+        with ThreadPoolExecutor(len(claims), "job", initializer=alone) as pool:
+            outcomes = list(pool.map(perform, claims))
+        return outcomes[0]
+
+
+class _Claim(NamedTuple):
+    job_id: str
+    token: int
+
+
+def _claim(job_id: str, runtime: Runtime) -> list[_Claim]:
+    """Claim the job, and what waits behind it; none if there is nothing to do.
+
+    A job that lost a worker before runs alone: should it be the one that kills them, it takes no other with it twice.
+    """
+    jobs, settings = runtime.jobs, runtime.settings
+    claim = partial(jobs.claim, worker_id=runtime.worker_id, lease_s=settings.lease_s)
+    token = with_patience(lambda: claim(job_id), settings.outage_s, RedisError)
+    if token is None:
+        return []
+    claims = [_Claim(job_id, token)]
+    if token > 1 or settings.batch_jobs == 1:
+        return claims
+    try:
+        if jobs.get(job_id).queue != LARGE_QUEUE:
+            for other in jobs.untried(GENERATE_QUEUE, min(settings.batch_jobs - 1, _share(runtime))):
+                if other_token := claim(other):
+                    claims.append(_Claim(other, other_token))  # noqa: PERF401 - those before an error count
+    except (JobsError, RedisError) as error:
+        _log.warning("a smaller batch: %s", error)
+    return claims
+
+
+def _share(runtime: Runtime) -> int:
+    """How many of the waiting jobs this worker should take: others wait for work as well."""
+    waiting = runtime.jobs.counts()[GENERATE_QUEUE].queued
+    return math.ceil(waiting / max(1, len(runtime.registry.alive())))
+
+
+def _perform(claim: _Claim, leases: Leases, generator: Generates, runtime: Runtime) -> Outcome:
+    try:
+        outcome = _attempt(claim, leases, generator, runtime)
+    except RedisError:
+        _log.exception("job %s: Redis does not answer; the job is left to others", claim.job_id)
+        outcome = "abandoned"
+    return _counted(claim.job_id, outcome)
+
+
+def _counted(job_id: str, outcome: Outcome) -> Outcome:
     metrics.JOBS.labels(kind=KIND, outcome=outcome).inc()
     _log.info("job %s: %s", job_id, outcome)
     return outcome
 
 
-def _attempt(job_id: str, runtime: Runtime) -> Outcome:
-    jobs, settings = runtime.jobs, runtime.settings
-    patiently = partial(with_patience, seconds=settings.outage_s, errors=RedisError)
-    token = patiently(lambda: jobs.claim(job_id, runtime.worker_id, settings.lease_s))
-    if token is None:
-        return "skipped"
+def _attempt(claim: _Claim, leases: Leases, generator: Generates, runtime: Runtime) -> Outcome:
+    jobs, (job_id, token) = runtime.jobs, claim
+    patiently = partial(with_patience, seconds=runtime.settings.outage_s, errors=RedisError)
     try:
-        with Lease(jobs, job_id, token, settings.lease_s, settings.job_limit_s) as lease:
+        with leases.hold(job_id, token) as lease:
             record = patiently(lambda: jobs.get(job_id))
-            outcome, end = _work(_Attempt(record, token, lease, runtime))
+            outcome, end = _work(_Attempt(record, token, lease, generator, runtime))
             patiently(end)
     except JobsError:
         _file(job_id, runtime)  # it may have ended without this attempt's models
@@ -101,6 +174,7 @@ class _Attempt(NamedTuple):
     record: JobRecord
     token: int
     lease: Lease
+    generator: Generates
     runtime: Runtime
 
 
@@ -130,7 +204,7 @@ def _work(attempt: _Attempt) -> tuple[Outcome, Callable[[], None]]:
 
 
 def _produce(attempt: _Attempt) -> GenerateResult:
-    record, _, lease, runtime = attempt
+    record, _, lease, generator, runtime = attempt
     report = _Reporter(attempt)
     timings = {"queue": 1e3 * ((record.started_at or record.created_at) - record.created_at).total_seconds()}
 
@@ -141,9 +215,7 @@ def _produce(attempt: _Attempt) -> GenerateResult:
     if lease.must_stop():
         raise Canceled
     options = _options(record, runtime)
-    result = runtime.generator.generate(
-        samples.images, samples.labels, options, progress=report, canceled=lease.must_stop
-    )
+    result = generator.generate(samples.images, samples.labels, options, progress=report, canceled=lease.must_stop)
     timings |= result.timings_ms
     with _timed(timings, "store"):
         origin = Origin(record.id, samples.sha256, result.n_holdout)
@@ -209,7 +281,7 @@ class _Reporter:
         if stage == self._last[0] and step < steps and now - self._last[1] < PROGRESS_EVERY_S:
             return
         self._last = (stage, now)
-        record, token, _, runtime = self._attempt
+        record, token, runtime = self._attempt.record, self._attempt.token, self._attempt.runtime
         try:
             runtime.jobs.progress(record.id, token, stage, step, steps)
         except RedisError as error:

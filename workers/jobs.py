@@ -276,7 +276,24 @@ class Jobs:
 
     def is_cancel_requested(self, job_id: str) -> bool:
         """Whether the running job should stop."""
-        return self._redis.hget(self._key("job", job_id), "cancel") == "1"
+        return job_id in self.cancel_requests([job_id])
+
+    def cancel_requests(self, job_ids: Sequence[str]) -> set[str]:
+        """Which of these running jobs should stop."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(self._key("job", job_id), "cancel")
+            flags = pipe.execute() if job_ids else []
+        return {job_id for job_id, flag in zip(job_ids, flags, strict=True) if flag == "1"}
+
+    def untried(self, queue: str, limit: int) -> list[str]:
+        """Return the first jobs of a queue, but for those that lost a worker before."""
+        ids = cast("list[str]", self._redis.zrange(self._key("queued", queue), 0, limit - 1))
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hget(self._key("job", job_id), "attempt")
+            attempts = pipe.execute() if ids else []
+        return [job_id for job_id, attempt in zip(ids, attempts, strict=True) if attempt == "0"]
 
     # Steering ---------------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,12 @@ class WorkerSettings(Settings):
     job_limit_s: int = Field(
         default=900, ge=1, description="A job that runs longer is stopped and fails; one that does not stop is killed."
     )
+    batch_jobs: int = Field(
+        default=16, ge=1, description="Jobs that wait together run together, so many at most; 1: each alone."
+    )
+    batch_wait_s: float = Field(
+        default=0.05, gt=0, description="How long jobs of a batch wait for each other before encoder and denoiser."
+    )
     soft_shutdown_s: float = Field(
         default=30,
         ge=0,

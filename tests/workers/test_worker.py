@@ -179,7 +179,8 @@ def test_it_consumes_again_after_the_broker_was_away(tmp_path: Path, log: Path, 
     server.start()
     own = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{port}/0"})
     redis = own.open_redis()
-    runtime = Runtime(own, "test", "cpu", None, own.open_jobs(redis), None)  # type: ignore[arg-type]
+    jobs, registry = own.open_jobs(redis), own.open_registry(redis)
+    runtime = Runtime(own, "test", "cpu", None, jobs, None, registry)  # type: ignore[arg-type]
     with worker(own, log):
         until(lambda: alive(runtime))
 
