@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning; several processes share the cores here.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint bench clean deploy-check observability-check dashboards-check restore-drill images images-check pin-images smoke constraints
+.PHONY: setup demo test lint bench chaos clean deploy-check observability-check dashboards-check restore-drill images images-check pin-images smoke constraints
 
 setup: .venv/.ready
 
@@ -67,6 +67,10 @@ dashboards-check: setup
 # Store and Redis are lost and restored, on loopback servers of the drill's own.
 restore-drill: setup
 	$(BIN)/python -m tests.deploy.restore_drill --out docs/results/restore_drill.json
+
+# Workers are killed, Valkey restarts, S3 goes away: every accepted job still ends once, truthfully.
+chaos: setup
+	$(BIN)/python -m tests.e2e.chaos --out docs/results/chaos.json
 
 VERSION ?= 0.1.0
 IMAGES ?= api worker trainer

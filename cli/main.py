@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from cli.jobs import jobs
 from cli.store import store
 
 EXIT_FAILED = 1  # the request was refused, the job failed, or the service stopped by itself
@@ -221,6 +222,7 @@ def verify(folder: Path | None) -> None:
 
 
 main.add_command(store)
+main.add_command(jobs)
 
 
 def default_bundle() -> Path:

@@ -61,6 +61,25 @@ def copy(source: str | None, target: str | None) -> None:
     click.echo(f"{copied} objects copied, {there} were there.")
 
 
+@store.command()
+def sweep() -> None:
+    """Remove what is over its time: uploads, records of ended jobs, models if LOOMWEIGHT_MODEL_TTL_S says so.
+
+    Every gateway does this once an hour.
+    """
+    from model_store.models import ModelRepository
+    from model_store.store import StoreError
+    from service.jobs.retention import sweep as run
+    from service.settings import GatewaySettings
+
+    settings = GatewaySettings()
+    with closing(settings.open_store()) as opened:
+        try:
+            click.echo(f"{run(ModelRepository(opened), settings)} removed.")
+        except StoreError as error:
+            raise click.ClickException(str(error)) from error
+
+
 def copy_objects(source: ObjectStore, target: ObjectStore) -> tuple[int, int]:
     """Copy all objects, cards last: a model exists once its card does. Returns how many were copied and were there."""
     from model_store.store import NotFound

@@ -6,7 +6,7 @@
     models/{model_id}/card.json             written last: a model exists once its card does
     recent/…/{age}.{model_id}               empty objects that put models in order, newest first
     inputs/{job_id}/{name}                  what a client uploaded for a job
-    results/{job_id}.json                   a result too large for the job's record
+    jobs/{job_id}.json                      the record of an ended job
 
 Every function raises `InvalidKey` for an id that does not match `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.
 """
@@ -18,6 +18,8 @@ from model_store.store import InvalidKey
 
 MODELS = "models/"
 RECENT = "recent/"
+INPUTS = "inputs/"
+JOBS = "jobs/"
 
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _ID = re.compile(ID_PATTERN)
@@ -88,7 +90,7 @@ def cursor(value: str) -> str:
 
 def job_inputs(job_id: str) -> str:
     """The folder of a job's inputs."""
-    return f"inputs/{_id(job_id)}/"
+    return f"{INPUTS}{_id(job_id)}/"
 
 
 def job_input(job_id: str, name: str) -> str:
@@ -96,6 +98,6 @@ def job_input(job_id: str, name: str) -> str:
     return job_inputs(job_id) + _id(name)
 
 
-def job_result(job_id: str) -> str:
-    """The result of a job."""
-    return f"results/{_id(job_id)}.json"
+def job_record(job_id: str) -> str:
+    """The record of an ended job."""
+    return f"{JOBS}{_id(job_id)}.json"

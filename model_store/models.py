@@ -136,6 +136,19 @@ class ModelRepository:
             for entry in self.store.list(keys.embeddings(model_id)):
                 self.store.delete(entry.key)
 
+    def expire(self, older_than: timedelta) -> int:
+        """Remove models stored longer ago than this; returns how many."""
+        folder = keys.recent()
+        last, removed = folder + keys.recent_entry(datetime.now(UTC) - older_than, "z"), 0
+        while batch := self.store.list(folder, after=last):
+            for entry in batch:
+                with suppress(Corrupt):
+                    if self._listed(entry):
+                        self.delete(keys.model_of(entry.key))
+                        removed += 1
+            last = batch[-1].key
+        return removed
+
     def sweep(self, older_than: timedelta) -> tuple[str, ...]:
         """Remove tensors and list entries without a card that nobody touched for `older_than`; returns their keys.
 

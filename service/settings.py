@@ -35,6 +35,20 @@ class GatewaySettings(Settings):
         ge=60,
         description="How long uploads are kept; longer than `queue_ttl_s` and the longest job together.",
     )
+    record_ttl_s: int = Field(
+        default=30 * 86_400,
+        ge=60,
+        description="How long the store keeps the records of ended jobs; Redis has `job_ttl_s`.",
+    )
+    model_ttl_s: int | None = Field(
+        default=None, ge=60, description="How long the store keeps models, uploaded ones too. Default: until deleted."
+    )
+    large_bytes: int = Field(default=4_000_000, ge=1, description="An upload over this goes to the queue `large`,")
+    large_steps: int = Field(
+        default=2_000,
+        ge=1,
+        description="and so does a job of more candidates times denoising steps, or refining steps.",
+    )
     reaper_interval_s: float = Field(
         default=5, gt=0, description="Between two looks for jobs that nobody takes care of."
     )

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +72,8 @@ def free_ports(count: int) -> list[int]:
     raise AssertionError("no free ports")
 
 
-def _start(folder: Path) -> tuple[subprocess.Popen[bytes], S3Server]:
-    s3, master, volume, filer, admin = free_ports(5)
+def _start(folder: Path, ports: Sequence[int] = ()) -> tuple[subprocess.Popen[bytes], S3Server]:
+    s3, master, volume, filer, admin = ports or free_ports(5)
     access, secret = "test-access", "test-secret-of-the-loopback-server"
     identity = {
         "name": "admin",
@@ -127,7 +127,8 @@ def _ready(process: subprocess.Popen[bytes], server: S3Server, patience: float =
         while time.monotonic() < deadline and process.poll() is None:
             # The gateway answers before the volumes take data: only a write that works counts.
             with suppress(BotoCoreError, ClientError):
-                client.create_bucket(Bucket="ready")
+                with suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
+                    client.create_bucket(Bucket="ready")
                 client.put_object(Bucket="ready", Key="ready", Body=b"ready")
                 return True
             time.sleep(0.1)

@@ -21,6 +21,7 @@ from workers.similarity import compare
 from workers.worker_settings import WorkerSettings
 
 _log = logging.getLogger(__name__)
+KILL_AFTER_S = 15
 
 
 def create_app(settings: WorkerSettings) -> Celery:
@@ -32,7 +33,7 @@ def create_app(settings: WorkerSettings) -> Celery:
         worker_proc_alive_timeout=settings.startup_s,  # the child answers once its bundle is loaded
         worker_soft_shutdown_timeout=settings.soft_shutdown_s,
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the lease, not the connection, decides
-        task_time_limit=settings.job_limit_s,
+        task_time_limit=settings.job_limit_s + KILL_AFTER_S,  # a job that does not come to its next step
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
     )
@@ -82,8 +83,7 @@ class _Process:
 
     def start_watchdog(self, **_: object) -> None:
         redis = self._settings.open_redis()
-        queues = self._settings.queues.split(",")
-        watchdog.start(redis, queues, lambda: bool(state.reserved_requests), self._settings.starved_s)
+        watchdog.start(redis, self._settings.queues, lambda: bool(state.reserved_requests), self._settings.starved_s)
 
 
 def main() -> None:
@@ -96,5 +96,5 @@ def main() -> None:
     settings = WorkerSettings()
     app = create_app(settings)
     name = f"--hostname=loomweight-{os.getpid()}@%h"
-    queues = f"--queues={settings.queues}"
+    queues = f"--queues={','.join(settings.queues)}"
     app.worker_main(["worker", name, queues, "--loglevel=INFO", "--without-gossip", "--without-mingle"])

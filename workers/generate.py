@@ -1,39 +1,38 @@
-"""One generation, from the message to the stored models: the only task there is so far, in the order it happens.
+"""Generation: from a job's message to the stored models, in the order it happens.
 
-A delivery ends in one of these outcomes; only the first three end the job:
-
-    succeeded, failed, canceled
-    skipped      nothing to do: the job ended, is unknown, or is with a worker that is alive
-    lost         another attempt took over while this one worked
-    abandoned    store or Redis stayed away; the lease runs out and the job goes back to its queue
+Jobs that wait behind the one that was delivered run together with it, each on its own claim; their messages find
+nothing to do later.
 """
 
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import Literal, NamedTuple
 
+import torch
 from redis import RedisError
 
-from loomweight.errors import Canceled, InvalidRequest
-from loomweight.generator import GenerateOptions, GenerationResult
-from model_store.store import AlreadyExists, NotFound, StoreError, StoreUnavailable
+from loomweight.errors import InvalidRequest
+from loomweight.generator import GenerateOptions, GenerationResult, Generator
+from loomweight.together import Seat, Together
+from model_store.store import AlreadyExists, StoreUnavailable
 from workers import metrics
 from workers.artifacts import Artifacts, Origin, export
+from workers.attempts import Attempt, Claim, Outcome, abandoned, claim, counted, perform
 from workers.inputs import Samples, read_dataset, read_samples
 from workers.jobs import JobsError
-from workers.lease import Lease, with_patience
-from workers.limits import InputError
+from workers.lease import Leases, with_patience
 from workers.messages import (
+    GENERATE_QUEUE,
+    LARGE_QUEUE,
     MAX_SEED,
-    PROBLEM_BASE,
     GenerateResult,
     InputRef,
-    JobError,
     JobRecord,
     Novelty,
     StoredModel,
@@ -42,103 +41,85 @@ from workers.messages import (
 from workers.runtime import Runtime
 
 _log = logging.getLogger(__name__)
-Outcome = Literal["succeeded", "failed", "canceled", "skipped", "lost", "abandoned"]
+Generates = Generator | Seat
 
 KIND = "generate"
-PROGRESS_EVERY_S = 0.1
-_INTERNAL = JobError.of(
-    "internal",
-    "The job failed",
-    500,
-    "Something went wrong that is not the request's fault. Send it again; if that fails too, report the job's id.",
-)
-_NO_INPUTS = JobError.of(
-    "inputs-gone", "The samples are gone", 410, "The uploaded samples are no longer stored. Send the request again."
-)
 
 
 def generate(job_id: str, runtime: Runtime) -> Outcome:
-    """Run the job if it is to be run; never raises but for what ends the process."""
-    with metrics.BUSY.track_inprogress():
+    """Run the job if it is to be run, and others with it; never raises but for what ends the process.
+
+    Returns the outcome of the job that was named.
+    """
+    settings = runtime.settings
+    with metrics.BUSY.track_inprogress(), Leases(runtime.jobs, settings.lease_s, settings.job_limit_s) as leases:
         try:
-            outcome = _attempt(job_id, runtime)
+            claims = _claim(job_id, runtime)
         except RedisError:
-            _log.exception("job %s: Redis does not answer; the job is left to others", job_id)
-            outcome = "abandoned"
-    metrics.JOBS.labels(kind=KIND, outcome=outcome).inc()
-    _log.info("job %s: %s", job_id, outcome)
-    return outcome
+            return abandoned(job_id, KIND)
+        if not claims:
+            return counted(job_id, KIND, "skipped")
+        metrics.BATCH.observe(len(claims))
+        if len(claims) == 1:
+            return perform(claims[0], leases, runtime, KIND, partial(_produce, runtime.generator))
+        together = Together(runtime.generator, len(claims), wait_s=settings.batch_wait_s)
+
+        def seated(claimed: Claim) -> Outcome:
+            seat = together.seat()
+            try:
+                return perform(claimed, leases, runtime, KIND, partial(_produce, seat))
+            finally:
+                seat.leave()
+
+        alone = partial(torch.set_num_threads, 1)  # the threads share the cores, and each has one
+        with ThreadPoolExecutor(len(claims), "job", initializer=alone) as pool:
+            outcomes = list(pool.map(seated, claims))
+        return outcomes[0]
 
 
-def _attempt(job_id: str, runtime: Runtime) -> Outcome:
+def _claim(job_id: str, runtime: Runtime) -> list[Claim]:
+    """Claim the job, and what waits behind it; none if there is nothing to do.
+
+    A job that lost a worker before runs alone: should it be the one that kills them, it takes no other with it twice.
+    """
     jobs, settings = runtime.jobs, runtime.settings
-    patiently = partial(with_patience, seconds=settings.outage_s, errors=RedisError)
-    token = patiently(lambda: jobs.claim(job_id, runtime.worker_id, settings.lease_s))
-    if token is None:
-        return "skipped"
+    first = claim(job_id, runtime)
+    if first is None:
+        return []
+    claims = [first]
+    if first.token > 1 or settings.batch_jobs == 1:
+        return claims
     try:
-        with Lease(jobs, job_id, token, settings.lease_s) as lease:
-            record = patiently(lambda: jobs.get(job_id))
-            outcome, end = _work(_Attempt(record, token, lease, runtime))
-            patiently(end)
-    except JobsError:
-        return "lost"
-    except StoreUnavailable:
-        _log.exception("job %s: the store does not answer; the job is left to others", job_id)
-        return "abandoned"
-    _forget_inputs(record, runtime)
-    return outcome
+        if jobs.get(job_id).queue != LARGE_QUEUE:
+            for other in jobs.untried(GENERATE_QUEUE, min(settings.batch_jobs - 1, _share(runtime))):
+                if token := jobs.claim(other, runtime.worker_id, settings.lease_s):
+                    claims.append(Claim(other, token))  # noqa: PERF401 - those before an error count
+    except (JobsError, RedisError) as error:
+        _log.warning("a smaller batch: %s", error)
+    return claims
 
 
-class _Attempt(NamedTuple):
-    record: JobRecord
-    token: int
-    lease: Lease
-    runtime: Runtime
+def _share(runtime: Runtime) -> int:
+    """How many of the waiting jobs this worker should take: others wait for work as well."""
+    waiting = runtime.jobs.counts()[GENERATE_QUEUE].queued
+    return math.ceil(waiting / max(1, len(runtime.registry.alive())))
 
 
-def _work(attempt: _Attempt) -> tuple[Outcome, Callable[[], None]]:
-    """Do the job; returns how it ended and the call that says so. What leaves the job to others is raised."""
-    jobs, job_id, token = attempt.runtime.jobs, attempt.record.id, attempt.token
-    try:
-        return "succeeded", partial(jobs.finish, job_id, token, _produce(attempt))
-    except Canceled:
-        attempt.lease.check()
-        return "canceled", partial(jobs.finish_canceled, job_id, token)
-    except (JobsError, RedisError, StoreUnavailable):
-        raise
-    except NotFound:
-        problem = _NO_INPUTS
-    except InputError as error:
-        problem = JobError.of(error.slug, error.title, error.status, str(error))
-    except InvalidRequest as error:
-        problem = JobError.of("invalid-request", "The request cannot be served", 422, str(error))
-    except Exception:  # noqa: BLE001 - the worker survives whatever a job does
-        _log.exception("job %s failed", job_id)
-        problem = _INTERNAL
-    metrics.FAILURES.labels(kind=KIND, reason=problem.type.removeprefix(PROBLEM_BASE)).inc()
-    return "failed", partial(jobs.fail, job_id, token, problem)
-
-
-def _produce(attempt: _Attempt) -> GenerateResult:
-    record, _, lease, runtime = attempt
-    report = _Reporter(attempt)
+def _produce(generator: Generates, attempt: Attempt) -> GenerateResult:
+    record, lease, runtime, report = attempt.record, attempt.lease, attempt.runtime, attempt.report
     timings = {"queue": 1e3 * ((record.started_at or record.created_at) - record.created_at).total_seconds()}
 
     report("decode_inputs", 0, 1)
     with _timed(timings, "decode_inputs"):
         samples = _read(record.inputs, runtime)
     report("decode_inputs", 1, 1)
-    if lease.must_stop():
-        raise Canceled
+    attempt.check()
     options = _options(record, runtime)
-    result = runtime.generator.generate(
-        samples.images, samples.labels, options, progress=report, canceled=lease.must_stop
-    )
+    result = generator.generate(samples.images, samples.labels, options, progress=report, canceled=lease.must_stop)
     timings |= result.timings_ms
     with _timed(timings, "store"):
         origin = Origin(record.id, samples.sha256, result.n_holdout)
-        models = _store(attempt, result, origin, report)
+        models = _store(attempt, result, origin)
 
     _observe(record, options, result, timings)
     return GenerateResult(
@@ -188,57 +169,31 @@ def _options(record: JobRecord, runtime: Runtime) -> GenerateOptions:
     return GenerateOptions(**wanted)
 
 
-class _Reporter:
-    """Passes progress on to the job's record, not more often than anybody could watch."""
-
-    def __init__(self, attempt: _Attempt) -> None:
-        self._attempt = attempt
-        self._last: tuple[str, float] = ("", 0.0)
-
-    def __call__(self, stage: str, step: int, steps: int) -> None:
-        now = time.monotonic()
-        if stage == self._last[0] and step < steps and now - self._last[1] < PROGRESS_EVERY_S:
-            return
-        self._last = (stage, now)
-        record, token, _, runtime = self._attempt
-        try:
-            runtime.jobs.progress(record.id, token, stage, step, steps)
-        except RedisError as error:
-            _log.warning("job %s: progress is not recorded: %s", record.id, error)
-
-
-def _store(attempt: _Attempt, result: GenerationResult, origin: Origin, report: _Reporter) -> tuple[StoredModel, ...]:
+def _store(attempt: Attempt, result: GenerationResult, origin: Origin) -> tuple[StoredModel, ...]:
     """Export everything, make sure that the job is still ours, then save: first the artifacts, then the job's state."""
     runtime = attempt.runtime
     steps = len(result.models)
-    report("store", 0, steps)
+    attempt.report("store", 0, steps)
     artifacts = [export(runtime.generator, result, model, origin) for model in result.models]
-    with_patience(attempt.lease.confirm, runtime.settings.outage_s, RedisError)
+    confirm = partial(with_patience, attempt.lease.confirm, runtime.settings.outage_s, RedisError)
+    confirm()
     for step, each in enumerate(artifacts, start=1):
-        with_patience(partial(_save, runtime, each), runtime.settings.outage_s, StoreUnavailable)
-        report("store", step, steps)
+        with_patience(partial(_save, runtime, each, confirm), runtime.settings.outage_s, StoreUnavailable)
+        attempt.report("store", step, steps)
     return tuple(
         StoredModel(id=each.card.id, rank=model.rank, holdout_accuracy=model.holdout_accuracy)
         for model, each in zip(result.models, artifacts, strict=True)
     )
 
 
-def _save(runtime: Runtime, artifacts: Artifacts) -> None:
+def _save(runtime: Runtime, artifacts: Artifacts, confirm: Callable[[], None]) -> None:
     try:
         runtime.models.save(*artifacts)
     except AlreadyExists:
         # An earlier attempt, on another device or bundle, died between saving and saying so: nobody was told of it.
+        confirm()
         runtime.models.delete(artifacts.card.id)
         runtime.models.save(*artifacts)
-
-
-def _forget_inputs(record: JobRecord, runtime: Runtime) -> None:
-    if record.inputs is None:
-        return
-    try:
-        runtime.models.store.delete(record.inputs.key)
-    except StoreError as error:
-        _log.warning("job %s: its inputs stay behind: %s", record.id, error)
 
 
 @contextmanager

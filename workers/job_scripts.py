@@ -36,6 +36,15 @@ local function close(status, field, value)
   redis.call('EXPIRE', job, ttl)
   redis.call('EXPIRE', stream, ttl)
   redis.call('ZADD', prefix .. 'ended', now + ttl, id)
+  redis.call('ZADD', prefix .. 'unfiled', now, id)
+end
+
+local function bury()
+  local error = cjson.decode(get('error'))
+  local attempts = tonumber(get('attempt'))
+  local letter = {id = id, attempts = attempts, at = stamp(), reason = error.type, detail = error.detail}
+  redis.call('LPUSH', prefix .. 'dead', cjson.encode(letter))
+  redis.call('LTRIM', prefix .. 'dead', 0, 999)
 end
 
 local function lapsed()
@@ -50,8 +59,7 @@ local function revive()
     close('canceled')
   elseif tonumber(get('attempt')) >= max_attempts then
     close('failed', 'error', dead_error)
-    redis.call('LPUSH', prefix .. 'dead', cjson.encode({id = id, attempts = tonumber(get('attempt')), at = stamp()}))
-    redis.call('LTRIM', prefix .. 'dead', 0, 999)
+    bury()
   else
     redis.call('HDEL', job, 'progress', 'worker', 'started_at')
     move('queued')
@@ -93,7 +101,9 @@ return 'ok'
 CREATE = (
     _PRELUDE
     + """
-if redis.call('EXISTS', job) == 1 then return 'ok' end -- a repetition after a lost answer
+if redis.call('EXISTS', job) == 1 then return 'job:' .. id end -- a repetition after a lost answer
+local known = ARGV[9] ~= '' and redis.call('HGET', ARGV[9], 'job')
+if known then return 'job:' .. known end
 if redis.call('ZCARD', prefix .. 'queued:' .. ARGV[6]) >= tonumber(ARGV[7]) then return 'full' end
 
 -- Records vanish by themselves; what points to them goes here, a few at a time.
@@ -116,7 +126,7 @@ if ARGV[9] ~= '' then
   redis.call('HSET', ARGV[9], 'job', id)
   redis.call('EXPIRE', ARGV[9], ttl)
 end
-return 'ok'
+return 'job:' .. id
 """
 )
 
@@ -168,12 +178,13 @@ return 'ok'
 """
 )
 
-# token, status, field, value
+# token, status, field, value, '1' for a dead letter
 CLOSE = (
     _PRELUDE
     + """
 if not holds(ARGV[6]) then return refusal() end
 if ARGV[8] == '' then close(ARGV[7]) else close(ARGV[7], ARGV[8], ARGV[9]) end
+if ARGV[10] == '1' then bury() end
 return 'ok'
 """
 )

@@ -26,7 +26,8 @@ Keys, all below the prefix:
     due                    zset     queued ids by the time their message is to be sent (again)
     ended                  zset     ids by the time they are forgotten
     idempotency:{sha256}   hash     fingerprint of the payload, job once created
-    dead                   list     jobs given up, newest first; capped
+    dead                   list     jobs that failed through no fault of the request's, newest first; capped
+    unfiled                zset     ended ids by the time they ended, until the store has their record
     seq                    counter
 """
 
@@ -45,8 +46,8 @@ SEND_AGAIN_S = 60
 """A queued job's message is repeated this often, in case a broker lost it; a second delivery exits quietly."""
 SEND_GRACE_S = 10
 """How long the creator of a job has for sending its message, until others do."""
-RESERVED_S = 300
-"""How long an idempotency key may stay without an answer, should the process that reserved it die."""
+RESERVED_S = 30
+"""How long an idempotency key may stay without an answer, should whoever reserved it die or lose Redis."""
 
 _JSON_FIELDS = ("request", "inputs", "progress", "result", "error")
 _TIME_FIELDS = ("created_at", "started_at", "finished_at")
@@ -149,6 +150,7 @@ class Jobs:
     def create(self, record: JobRecord, *, idempotency_key: str | None = None) -> JobRecord:
         """Enter a new job as queued, once however often it is tried; returns the record. Raises `QueueFull`.
 
+        Where the idempotency key led to another job meanwhile, its reservation having run out, that one is returned.
         The message is the caller's to send, and to report with `sent`; otherwise it shows up in `due`.
         """
         fields = ["kind", record.kind, "request", record.request.model_dump_json()]
@@ -160,7 +162,7 @@ class Jobs:
         answer = self._run("CREATE", record.id, record.queue, self._max_queued, SEND_GRACE_S, key, *fields)
         if answer == "full":
             raise QueueFull(record.queue)
-        return self.get(record.id)
+        return self.get(str(answer).removeprefix("job:"))
 
     def sent(self, job_id: str) -> None:
         """Note that the job's message is on its way."""
@@ -230,9 +232,13 @@ class Jobs:
         return self._key("events", job_id)
 
     def dead_letters(self, limit: int = 100) -> list[dict[str, Any]]:
-        """Return the jobs given up last: id, attempts, at (Unix time)."""
+        """Return the jobs given up last: id, attempts, at (Unix time), reason and detail of the problem."""
         entries = cast("list[str]", self._redis.lrange(self._prefix + "dead", 0, limit - 1))
         return [json.loads(entry) for entry in entries]
+
+    def unfiled(self, ended_s: float = 0, limit: int = 100) -> list[str]:
+        """Return jobs that ended longer ago than this, and whose record is not in the store yet."""
+        return self._below(self._prefix + "unfiled", self._now() - ended_s, limit)
 
     # Working ----------------------------------------------------------------------------------------------------------
 
@@ -256,16 +262,38 @@ class Jobs:
         self._checked("CLOSE", job_id, token, "succeeded", "result", result.model_dump_json())
 
     def fail(self, job_id: str, token: int, error: JobError) -> None:
-        """End the job with a problem."""
-        self._checked("CLOSE", job_id, token, "failed", "error", error.model_dump_json())
+        """End the job with a problem; one that is our fault makes it a dead letter."""
+        dead = "1" if error.status >= 500 else ""
+        self._checked("CLOSE", job_id, token, "failed", "error", error.model_dump_json(), dead)
 
     def finish_canceled(self, job_id: str, token: int) -> None:
         """End the job as canceled, after `is_cancel_requested` turned true."""
         self._checked("CLOSE", job_id, token, "canceled", "")
 
+    def filed(self, job_id: str) -> None:
+        """Note that the store has the record of the ended job."""
+        self._redis.zrem(self._prefix + "unfiled", job_id)
+
     def is_cancel_requested(self, job_id: str) -> bool:
         """Whether the running job should stop."""
-        return self._redis.hget(self._key("job", job_id), "cancel") == "1"
+        return job_id in self.cancel_requests([job_id])
+
+    def cancel_requests(self, job_ids: Sequence[str]) -> set[str]:
+        """Which of these running jobs should stop."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(self._key("job", job_id), "cancel")
+            flags = pipe.execute() if job_ids else []
+        return {job_id for job_id, flag in zip(job_ids, flags, strict=True) if flag == "1"}
+
+    def untried(self, queue: str, limit: int) -> list[str]:
+        """Return the first jobs of a queue, but for those that lost a worker before."""
+        ids = cast("list[str]", self._redis.zrange(self._key("queued", queue), 0, limit - 1))
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hget(self._key("job", job_id), "attempt")
+            attempts = pipe.execute() if ids else []
+        return [job_id for job_id, attempt in zip(ids, attempts, strict=True) if attempt == "0"]
 
     # Steering ---------------------------------------------------------------------------------------------------------
 
@@ -283,6 +311,12 @@ class Jobs:
         Canceled if that was requested, failed and a dead letter after too many attempts. A requeued job is `due`.
         """
         return self._status("REQUEUE", job_id)
+
+    def drop_dead_letter(self, job_id: str) -> bool:
+        """Take a job off the list of dead letters; says whether it was there."""
+        key = self._prefix + "dead"
+        entries = [e for e in cast("list[str]", self._redis.lrange(key, 0, -1)) if json.loads(e)["id"] == job_id]
+        return sum(int(self._redis.lrem(key, 1, entry)) for entry in entries) > 0
 
     def orphans(self, limit: int = 100) -> list[str]:
         """Return running jobs whose lease ran out."""

@@ -1,10 +1,11 @@
-"""Holding on to a claimed job, and waiting out short outages."""
+"""Holding on to claimed jobs, and waiting out short outages."""
 
 import logging
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self, TypeVar
 
 from redis import RedisError
@@ -14,22 +15,65 @@ from workers.jobs import Jobs, JobsError, StaleAttempt
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
-CANCEL_POLL_S = 0.2
+CANCEL_POLL_S = 0.05
 _LONGEST_PAUSE_S = 5.0
 
 
 class Lease:
-    """Renews a claim from a thread and watches for a cancel, from `__enter__` to `__exit__`.
+    """One claim: whether its work may go on, and for how long.
 
     A lease that could not be renewed in time counts as lost: by then another worker may have the job.
     """
 
-    def __init__(self, jobs: Jobs, job_id: str, token: int, seconds: float) -> None:
-        self._jobs, self._job_id, self._token, self._seconds = jobs, job_id, token, seconds
-        self._done = threading.Event()
+    def __init__(self, jobs: Jobs, job_id: str, token: int, seconds: float, limit_s: float) -> None:
+        self.job_id = job_id
+        self._jobs, self._token, self._seconds = jobs, token, seconds
+        self._renewed = time.monotonic()
+        self._deadline = self._renewed + limit_s
         self._lost = False
         self._canceled = False
-        self._thread = threading.Thread(target=self._watch, name=f"lease-{job_id}", daemon=True)
+
+    def must_stop(self) -> bool:
+        """Whether the work is to end at the next opportunity: canceled, too long, or another's by now."""
+        return self._lost or self._canceled or self.overran
+
+    @property
+    def overran(self) -> bool:
+        """Whether the time is up, and nobody asked for a cancel."""
+        return not self._canceled and time.monotonic() > self._deadline
+
+    def check(self) -> None:
+        """Raise `StaleAttempt` if the lease is known to be lost."""
+        if self._lost:
+            raise StaleAttempt(self.job_id)
+
+    def confirm(self) -> None:
+        """Renew the lease now. Raises `StaleAttempt` or `UnknownJob` if it is another's, `redis.RedisError`."""
+        self._jobs.heartbeat(self.job_id, self._token)
+        self._renewed = time.monotonic()
+
+    def tend(self, canceled: bool) -> None:
+        """Take note of a cancel, and renew the lease when that is due. Raises `redis.RedisError`."""
+        self._canceled = canceled
+        try:
+            if not self._lost and time.monotonic() - self._renewed > self._seconds / 3:
+                self.confirm()
+        except JobsError:
+            self._lost = True
+
+    def neglect(self) -> None:
+        """Redis did not answer: nobody could renew the lease."""
+        self._lost = self._lost or time.monotonic() - self._renewed > self._seconds
+
+
+class Leases:
+    """Tends all claims of a worker from one thread, from `__enter__` to `__exit__`."""
+
+    def __init__(self, jobs: Jobs, seconds: float, limit_s: float) -> None:
+        self._jobs, self._seconds, self._limit_s = jobs, seconds, limit_s
+        self._held: list[Lease] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="lease-watch", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -39,35 +83,27 @@ class Lease:
         self._done.set()
         self._thread.join()
 
-    def must_stop(self) -> bool:
-        """Whether the work is to end at the next opportunity: canceled, or another's by now."""
-        return self._lost or self._canceled
-
-    def check(self) -> None:
-        """Raise `StaleAttempt` if the lease is known to be lost."""
-        if self._lost:
-            raise StaleAttempt(self._job_id)
-
-    def confirm(self) -> None:
-        """Renew the lease now. Raises `StaleAttempt` or `UnknownJob` if it is another's, `redis.RedisError`."""
-        self._jobs.heartbeat(self._job_id, self._token)
+    @contextmanager
+    def hold(self, job_id: str, token: int) -> Iterator[Lease]:
+        """Tend a claim, made just now, until the block ends."""
+        lease = Lease(self._jobs, job_id, token, self._seconds, self._limit_s)
+        self._held.append(lease)
+        try:
+            yield lease
+        finally:
+            self._held.remove(lease)
 
     def _watch(self) -> None:
-        renewed = time.monotonic()
         while not self._done.wait(min(CANCEL_POLL_S, self._seconds / 5)):
-            now = time.monotonic()
+            leases = list(self._held)
             try:
-                self._canceled = self._jobs.is_cancel_requested(self._job_id)
-                if now - renewed > self._seconds / 3:
-                    self.confirm()
-                    renewed = now
-            except JobsError:
-                self._lost = True
+                canceled = self._jobs.cancel_requests([lease.job_id for lease in leases])
+                for lease in leases:
+                    lease.tend(lease.job_id in canceled)
             except RedisError as error:
-                _log.warning("job %s: the lease cannot be renewed: %s", self._job_id, error)
-                self._lost = now - renewed > self._seconds
-            if self._lost:
-                return
+                _log.warning("leases cannot be renewed: %s", error)
+                for lease in leases:
+                    lease.neglect()
 
 
 def with_patience(call: Callable[[], _T], seconds: float, errors: type[Exception] | tuple[type[Exception], ...]) -> _T:

@@ -37,6 +37,11 @@ JOB_SECONDS = Histogram(
     ["kind"],
     buckets=(0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600),
 )
+BATCH = Histogram(
+    "loomweight_worker_batch_jobs",
+    "Jobs that ran together; 1 for those that ran alone.",
+    buckets=(1, 2, 4, 8, 12, 16, 24, 32, 64),
+)
 CANDIDATES = Histogram(
     "loomweight_worker_batch_candidates",
     "Weight sets that one pass of the sampler made together.",

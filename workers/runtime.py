@@ -23,6 +23,7 @@ from workers import metrics
 from workers.embeddings import Embeddings
 from workers.jobs import Jobs
 from workers.messages import WorkerInfo
+from workers.registry import Registry
 from workers.worker_settings import WorkerSettings
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Runtime:
     generator: Generator
     jobs: Jobs
     models: ModelRepository
+    registry: Registry
 
     @cached_property
     def similarity(self) -> Similarity:
@@ -67,10 +69,11 @@ def load(settings: WorkerSettings) -> Runtime:
     _warm_up(generator)
     metrics.BUNDLE.labels(bundle=generator.bundle.id, device=device).set(1)
     metrics.watch_device(device)
-    jobs = settings.open_jobs(settings.open_redis())
+    redis = settings.open_redis()
+    jobs, registry = settings.open_jobs(redis), settings.open_registry(redis)
     worker_id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     store = MeasuredStore(settings.open_store(), metrics.observe_store)
-    runtime = Runtime(settings, worker_id, device, generator, jobs, ModelRepository(store))
+    runtime = Runtime(settings, worker_id, device, generator, jobs, ModelRepository(store), registry)
     try:
         warm_up_similarity(runtime.similarity)
     except InvalidBundle as error:
@@ -103,7 +106,7 @@ class Presence:
 
     def __init__(self, runtime: Runtime) -> None:
         settings = runtime.settings
-        self._registry = settings.open_registry(settings.open_redis())
+        self._registry = runtime.registry
         self._ttl = settings.worker_ttl_s
         self._info = WorkerInfo(
             id=runtime.worker_id,

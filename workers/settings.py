@@ -44,7 +44,11 @@ class Settings(BaseSettings):
         "in every process on the broker: the shortest wins.",
     )
     lease_s: int = Field(default=30, ge=1, description="Until a job whose worker falls silent goes to another.")
-    worker_ttl_s: int = Field(default=30, ge=1, description="Until a worker that falls silent counts as gone.")
+    worker_ttl_s: int = Field(
+        default=8,
+        ge=1,
+        description="Until a worker that falls silent counts as gone; it speaks up three times as often.",
+    )
     max_attempts: int = Field(default=3, ge=1, description="Claims of a job until it is given up.")
     job_ttl_s: int = Field(
         default=86_400, ge=60, description="How long ended jobs and idempotency keys are remembered."

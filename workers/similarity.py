@@ -13,7 +13,7 @@ from loomweight.similarity import Embedding, Similarity, Sketch
 from loomweight.similarity.scoring import METHOD
 from model_store import keys
 from model_store.records import ModelCard
-from model_store.store import Corrupt, NotFound, StoreError, StoreUnavailable
+from model_store.store import Corrupt, NotFound, StoreUnavailable
 from workers import metrics
 from workers.attempts import Attempt, Outcome, Refused, run
 from workers.embeddings import Embeddings, tensors_of
@@ -40,7 +40,7 @@ _PAGE = 200
 
 def compare(job_id: str, runtime: Runtime) -> Outcome:
     """Run the job if it is to be run; never raises but for what ends the process."""
-    return run(job_id, runtime, KIND, _produce, _forget_inputs)
+    return run(job_id, runtime, KIND, _produce)
 
 
 def _produce(attempt: Attempt) -> JobResult:
@@ -216,18 +216,6 @@ def _refusing(what: str, pointer: str) -> Iterator[None]:
     except NotFound as error:
         detail = f"{what} is no longer stored. Send the request again."
         raise Refused("inputs-gone", "The checkpoint is gone", 410, detail, pointer=pointer) from error
-
-
-def _forget_inputs(attempt: Attempt) -> None:
-    request = attempt.record.request
-    if not isinstance(request, SimilarityRequest):
-        return
-    for name, side in (("a", request.a), ("b", request.b)):
-        if side.model is None:
-            try:
-                attempt.runtime.models.store.delete(keys.job_input(attempt.record.id, name))
-            except StoreError as error:
-                _log.warning("job %s: its input %s stays behind: %s", attempt.record.id, name, error)
 
 
 @contextmanager

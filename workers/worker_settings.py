@@ -1,8 +1,11 @@
 """What only workers are told through their environment."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from workers.limits import Limits
+from workers.messages import QUEUES
 from workers.settings import Settings
 
 
@@ -11,19 +14,24 @@ class WorkerSettings(Settings):
 
     device: str = Field(default="auto", description="`cpu`, `cuda`, `cuda:1`, …; `auto` takes a GPU if there is one.")
     backend: str = Field(default="auto", description="How the generator runs its networks; `auto` lets it choose.")
-    queues: str = Field(
-        default="generate,similarity",
-        pattern=r"^(generate|similarity|large)(,(generate|similarity|large))*$",
-        description="Which queues to take jobs from: `generate`, `similarity`; workers may share the work by kind.",
-    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of torch. Default: all cores.")
     metrics_port: int | None = Field(
         default=None, ge=1, le=65535, description="Serve Prometheus metrics here. Default: not."
     )
 
+    queues: tuple[str, ...] = Field(
+        default=QUEUES,
+        description="Which queues this worker serves, as JSON. Every queue needs a worker.",
+    )
     startup_s: float = Field(default=180, gt=0, description="Loading a bundle and warming up may take this long.")
     job_limit_s: int = Field(
-        default=900, ge=1, description="A job that runs longer is killed and counts as a lost attempt."
+        default=900, ge=1, description="A job that runs longer is stopped and fails; one that does not stop is killed."
+    )
+    batch_jobs: int = Field(
+        default=16, ge=1, description="Jobs that wait together run together, so many at most; 1: each alone."
+    )
+    batch_wait_s: float = Field(
+        default=0.05, gt=0, description="How long jobs of a batch wait for each other before encoder and denoiser."
     )
     soft_shutdown_s: float = Field(
         default=30,
@@ -50,6 +58,16 @@ class WorkerSettings(Settings):
     max_unpacked_bytes: int = Field(default=512 * 2**20, ge=1)
     max_archive_entries: int = Field(default=10_000, ge=1)
     max_reading_s: float = Field(default=60, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.job_limit_s >= self.visibility_timeout_s:
+            raise ValueError(
+                "job_limit_s must be below visibility_timeout_s: the broker would deliver running jobs again"
+            )
+        if unknown := set(self.queues) - set(QUEUES):
+            raise ValueError(f"there are the queues {', '.join(QUEUES)}, not {', '.join(sorted(unknown))}")
+        return self
 
     def limits(self) -> Limits:
         """Return what an upload may cost to read."""

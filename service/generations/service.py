@@ -15,9 +15,10 @@ from service.errors import InvalidSamples
 from service.generations.uploads import Upload
 from service.state import Services
 from workers.jobs import QueueFull
-from workers.messages import GENERATE_QUEUE, MAX_SEED, GenerateRequest, InputRef, JobRecord
+from workers.messages import GENERATE_QUEUE, LARGE_QUEUE, MAX_SEED, GenerateRequest, InputRef, JobRecord
 
 _log = logging.getLogger(__name__)
+_STEPS = 30  # of a request that leaves them to the bundle, about
 
 
 def create(services: Services, upload: Upload, idempotency_key: str | None) -> tuple[JobRecord, bool]:
@@ -52,9 +53,18 @@ def _resolve(upload: Upload, target: Target) -> GenerateRequest:
     )
 
 
+def _queue(services: Services, upload: Upload, request: GenerateRequest) -> str:
+    """Long jobs have a queue of their own: short ones must not wait behind them where workers are kept for these."""
+    settings = services.settings
+    steps = request.candidates * (request.steps or _STEPS) if request.method == "diffusion" else 0
+    large = len(upload.body) > settings.large_bytes or max(steps, request.refine_steps) > settings.large_steps
+    return LARGE_QUEUE if large else GENERATE_QUEUE
+
+
 def _create(services: Services, upload: Upload, request: GenerateRequest, idempotency_key: str | None) -> JobRecord:
-    if services.jobs.counts()[GENERATE_QUEUE].queued >= services.settings.max_queued:
-        raise QueueFull(GENERATE_QUEUE)  # before the store takes the upload; the record's creation checks again
+    queue = _queue(services, upload, request)
+    if services.jobs.counts()[queue].queued >= services.settings.max_queued:
+        raise QueueFull(queue)  # before the store takes the upload; the record's creation checks again
     job_id = f"job-{uuid.uuid4().hex}"
     inputs = InputRef(
         kind=upload.kind,
@@ -65,9 +75,12 @@ def _create(services: Services, upload: Upload, request: GenerateRequest, idempo
     )
     services.store.put(inputs.key, upload.body, content_type=inputs.content_type)
     record = services.jobs.create(
-        JobRecord(id=job_id, kind="generate", queue=GENERATE_QUEUE, request=request, inputs=inputs),
+        JobRecord(id=job_id, kind="generate", queue=queue, request=request, inputs=inputs),
         idempotency_key=idempotency_key,
     )
+    if record.id != job_id:
+        services.store.delete(inputs.key)
+        return record
     try:
         services.queue.send(record)
         services.jobs.sent(job_id)

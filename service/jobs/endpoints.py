@@ -10,9 +10,9 @@ from starlette.concurrency import run_in_threadpool
 
 from service.errors import Conflict, Unprocessable, problems
 from service.jobs.schemas import Job, JobList
-from service.jobs.service import event_id, follow, show
+from service.jobs.service import event_id, follow, get, show
 from service.state import ServicesDep
-from workers.jobs import Event
+from workers.jobs import Event, UnknownJob
 from workers.messages import TERMINAL, JobStatus
 
 router = APIRouter(tags=["jobs"])
@@ -37,7 +37,7 @@ def list_jobs(
 @router.get("/jobs/{job_id}", responses=problems(404, 503))
 def get_job(services: ServicesDep, job_id: str, response: Response) -> Job:
     """How a job stands, with its result once it has succeeded; `Retry-After` says when to look again."""
-    record = services.jobs.get(job_id)
+    record = get(services, job_id)
     response.headers["Cache-Control"] = "no-store"
     if record.status not in TERMINAL:
         response.headers["Retry-After"] = "1"
@@ -50,12 +50,15 @@ def get_job(services: ServicesDep, job_id: str, response: Response) -> Job:
 )
 def cancel_job(services: ServicesDep, job_id: str, response: Response) -> Job:
     """Stop a job: at once if it waits, between two denoising steps if it runs."""
-    status = services.jobs.request_cancel(job_id)
+    try:
+        status = services.jobs.request_cancel(job_id)
+    except UnknownJob:
+        status = get(services, job_id).status
     if status == "running":
         response.status_code = HTTPStatus.ACCEPTED
     elif status != "canceled":
         raise Conflict(f"The job has already ended: {status}.")
-    return show(services, services.jobs.get(job_id))
+    return show(services, get(services, job_id))
 
 
 @router.get(
@@ -76,7 +79,7 @@ async def follow_job(
     last_event_id: Annotated[str | None, Header(description="Replay what followed this event.")] = None,
 ) -> Response:
     """Everything that happened to a job and what happens next, as server-sent events."""
-    record = await run_in_threadpool(services.jobs.get, job_id)
+    record = await run_in_threadpool(get, services, job_id)
     after = event_id(last_event_id)
     if record.status in TERMINAL and not await run_in_threadpool(services.jobs.events, job_id, after, 1):
         return Response(status_code=HTTPStatus.NO_CONTENT)

@@ -1,25 +1,31 @@
-"""Jobs that nobody takes care of: looked for by every gateway, which is harmless, each step being atomic."""
+"""Jobs that nobody takes care of: looked for by every gateway, which is harmless, each step being atomic.
+
+Now and then also what is over its time in the store; `loomweight store sweep` does the same at once.
+"""
 
 import logging
 import time
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from model_store.store import StoreError
+from service.jobs.retention import sweep
 from service.state import Services
+from workers import filing
 from workers.jobs import UnknownJob
 from workers.messages import JobError
 
 _SWEEP_EVERY_S = 3_600
-_INPUTS = "inputs/"
+_AT_ONCE = 200
+_FILE_GRACE_S = 10
+"""How long whoever ended a job has for filing it, until others do."""
 _log = logging.getLogger(__name__)
 
 
 class Reaper:
-    """Requeues jobs of lost workers, sends messages that are due, ends what waited too long, removes old uploads."""
+    """Requeues jobs of lost workers, sends messages that are due, ends what waited too long, files what ended."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -31,6 +37,7 @@ class Reaper:
             self._requeue()
             self._send()
             self._expire()
+            self._file()
             if time.monotonic() - self._swept > _SWEEP_EVERY_S:
                 self.sweep()
                 self._swept = time.monotonic()
@@ -40,17 +47,8 @@ class Reaper:
             _log.exception("reaping stopped halfway")
 
     def sweep(self) -> int:
-        """Remove uploads that no job needs any more; returns how many."""
-        store, settings = self._services.store, self._services.settings
-        oldest = datetime.now(UTC) - timedelta(seconds=settings.input_ttl_s)
-        removed, last = 0, None
-        while page := store.list(_INPUTS, after=last):
-            for entry in page:
-                if entry.modified < oldest:
-                    store.delete(entry.key)
-                    removed += 1
-            last = page[-1].key
-        return removed
+        """Remove uploads, records and models that are over their time; returns how many objects."""
+        return sweep(self._services.models, self._services.settings)
 
     def _requeue(self) -> None:
         jobs = self._services.jobs
@@ -63,10 +61,25 @@ class Reaper:
 
     def _send(self) -> None:
         jobs = self._services.jobs
-        for job_id in jobs.due():
+        missing: dict[str, int] = {}
+        for job_id in jobs.due(_AT_ONCE):
             with suppress(UnknownJob):
-                self._services.queue.send(jobs.get(job_id))
+                record = jobs.get(job_id)
+                if record.queue not in missing:
+                    missing[record.queue] = self._missing(record.queue)
+                if missing[record.queue] <= 0:
+                    continue  # a busy queue: its message waits there with the others
+                missing[record.queue] -= 1
+                self._services.queue.send(record)
             jobs.sent(job_id)
+
+    def _missing(self, queue: str) -> int:
+        """How many messages the broker lacks. Sending none but these keeps a long queue from filling with copies."""
+        return self._services.jobs.counts()[queue].queued - int(self._services.redis.llen(queue))
+
+    def _file(self) -> None:
+        for job_id in self._services.jobs.unfiled(_FILE_GRACE_S, _AT_ONCE):
+            filing.file(self._services.jobs, self._services.models, job_id)
 
     def _expire(self) -> None:
         jobs, waited = self._services.jobs, self._services.settings.queue_ttl_s

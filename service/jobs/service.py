@@ -13,7 +13,8 @@ from starlette.concurrency import run_in_threadpool
 
 from service.jobs.schemas import Job
 from service.state import Services
-from workers.jobs import Event, parse_events
+from workers import filing
+from workers.jobs import Event, UnknownJob, parse_events
 from workers.messages import TERMINAL, JobRecord
 
 START = "0-0"
@@ -23,6 +24,14 @@ _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 def show(services: Services, record: JobRecord) -> Job:
     """Return the job as clients see it."""
     return Job.of(record, services.jobs.queue_positions([record]).get(record.id))
+
+
+def get(services: Services, job_id: str) -> JobRecord:
+    """Return the record: as Redis has it or, of a job that ended, the store. Raises `UnknownJob`."""
+    try:
+        return services.jobs.get(job_id)
+    except UnknownJob:
+        return filing.find(services.store, job_id)
 
 
 def ends(event: Event) -> bool:

@@ -389,6 +389,18 @@ def test_a_key_leads_to_one_job(jobs: Jobs) -> None:
     assert jobs.reserve("k2", "payload") is None
 
 
+def test_a_key_whose_reservation_ran_out_still_leads_to_one_job(jobs: Jobs, redis: Redis) -> None:
+    # Given a first request that takes so long that its reservation is gone, and a second one that is faster
+    jobs.reserve("k", "payload")
+    for key in redis.scan_iter("*idempotency*"):
+        redis.delete(key)
+    assert jobs.reserve("k", "payload") is None
+    second = jobs.create(a_job(), idempotency_key="k")
+    # When the first comes through after all, it is given the second's job
+    assert jobs.create(a_job(), idempotency_key="k").id == second.id
+    assert [job.id for job in jobs.page().jobs] == [second.id]
+
+
 def test_a_released_key_can_be_used_again(jobs: Jobs) -> None:
     jobs.reserve("k", "payload")
     jobs.release("k")

@@ -17,12 +17,12 @@ def test_the_names() -> None:
     assert keys.card("m-1") == "models/m-1/card.json"
     assert keys.job_input("j-1", "dataset.zip") == "inputs/j-1/dataset.zip"
     assert keys.job_input("j-1", "0").startswith(keys.job_inputs("j-1"))
-    assert keys.job_result("j-1") == "results/j-1.json"
+    assert keys.job_record("j-1") == "jobs/j-1.json"
 
 
 @given(st.text())
 def test_whatever_an_id_is_the_key_is_valid_or_refused(value: str) -> None:
-    for name in (keys.weights, keys.onnx, keys.card, keys.recent, keys.job_inputs, keys.job_result):
+    for name in (keys.weights, keys.onnx, keys.card, keys.recent, keys.job_inputs, keys.job_record):
         try:
             key = name(value)
         except InvalidKey:

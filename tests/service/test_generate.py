@@ -387,3 +387,11 @@ def test_base64_must_be_clean(gateway: Gateway) -> None:
     body = samples_json()
     body["samples"][0]["image"] = base64.b64encode(PNG).decode() + "\n!"
     problem(gateway.client.post("/generate", json=body), 422, "invalid-request")
+
+
+def test_long_jobs_wait_in_a_queue_of_their_own(start: Start, redis: Redis) -> None:
+    gateway = start(large_bytes=1_000, large_steps=100)
+    for options in ({}, {"method": "diffusion", "candidates": "4", "steps": "50"}, {"refine_steps": "101"}):
+        assert gateway.post(options=options).status_code == 202
+    assert gateway.post(count=20).status_code == 202
+    assert (redis.llen("generate"), redis.llen("large")) == (1, 3)

@@ -13,6 +13,7 @@ from tests.jobs.samples import ERROR, RESULT
 from tests.service.conftest import Start
 from tests.service.gateway import Gateway
 from tests.service.problems import problem
+from workers import filing
 
 
 class Sent(NamedTuple):
@@ -240,3 +241,22 @@ def test_a_stream_without_a_connection_left_ends_and_can_be_taken_up(start: Star
     time.sleep(0.1)
     gateway.finish(job_id)
     assert len(read_events(gateway, job_id)) == 4
+
+
+# Ended jobs that Redis lost -------------------------------------------------------------------------------------------
+
+
+def test_an_ended_job_is_answered_from_the_store_when_redis_lost_it(gateway: Gateway, redis: Redis) -> None:
+    job_id = gateway.post().json()["id"]
+    gateway.finish(job_id)
+    filing.file(gateway.jobs, gateway.services.models, job_id)
+    known = gateway.client.get(f"/jobs/{job_id}").json()
+
+    redis.flushall()
+
+    assert gateway.client.get(f"/jobs/{job_id}").json() == known
+    assert known["status"] == "succeeded"
+    assert gateway.client.get(f"/jobs/{job_id}/events").status_code == 204
+    problem(gateway.client.post(f"/jobs/{job_id}/cancel"), 409, "conflict")
+    problem(gateway.client.get("/jobs/job-0"), 404, "not-found")
+    problem(gateway.client.post("/jobs/job-0/cancel"), 404, "not-found")

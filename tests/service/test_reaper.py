@@ -1,14 +1,16 @@
 import json
 import os
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
+from service.jobs import reaper as reaper_module
 from service.jobs.reaper import Reaper
 from tests.service.conftest import Start
-from tests.service.gateway import Gateway
+from tests.service.gateway import Gateway, save_model
 from workers import jobs as jobs_module
 from workers.client import QueueClient
 
@@ -84,3 +86,45 @@ def test_the_reaper_outlives_an_outage(gateway: Gateway, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(gateway.jobs, "orphans", fail)
     Reaper(gateway.services).tick()
+
+
+def test_jobs_that_no_worker_ended_are_filed(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = gateway.post().json()["id"]
+    gateway.client.post(f"/jobs/{job_id}/cancel")
+    Reaper(gateway.services).tick()
+    assert gateway.store.list("jobs/") == [], "whoever ended it goes first"
+    monkeypatch.setattr(reaper_module, "_FILE_GRACE_S", 0)
+    Reaper(gateway.services).tick()
+    assert [entry.key for entry in gateway.store.list("jobs/")] == [f"jobs/{job_id}.json"]
+    assert gateway.store.list("inputs/") == []
+    assert gateway.jobs.unfiled() == []
+
+
+def test_a_long_queue_is_not_filled_with_copies(
+    gateway: Gateway, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "SEND_AGAIN_S", 0)
+    ids = [gateway.post().json()["id"] for _ in range(3)]
+    Reaper(gateway.services).tick()
+    assert sorted(messages(redis)) == sorted(ids)
+    redis.lpop("generate")
+    Reaper(gateway.services).tick()
+    assert redis.llen("generate") == 3
+
+
+def test_the_store_keeps_things_for_their_time(start: Start) -> None:
+    gateway = start(record_ttl_s=60, model_ttl_s=60)
+    old, new = save_model(gateway.services.models, "m-old"), save_model(gateway.services.models, "m-new")
+    age = {"created_at": old[0].created_at - timedelta(seconds=61)}
+    gateway.services.models.delete("m-old")
+    gateway.services.models.save(old[0].model_copy(update=age), old[1], b"onnx bytes")
+    for name in ("j-old", "j-new"):
+        gateway.store.put(f"jobs/{name}.json", b"{}", content_type="application/json")
+    past = time.time() - 61
+    os.utime(Path(gateway.services.settings.store_url) / "jobs/j-old.json", (past, past))
+
+    assert Reaper(gateway.services).sweep() == 2
+
+    assert [card.id for card in gateway.services.models.list().models] == [new[0].id]
+    assert not gateway.services.models.exists("m-old")
+    assert [entry.key for entry in gateway.store.list("jobs/")] == ["jobs/j-new.json"]

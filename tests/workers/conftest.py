@@ -32,7 +32,8 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> standin.StandIn:
 @pytest.fixture
 def runtime(settings: WorkerSettings, generator: standin.StandIn, redis: Redis) -> Iterator[Runtime]:
     store = LocalStore(Path(settings.store_url))
-    yield Runtime(settings, "worker-1", "cpu", generator, settings.open_jobs(redis), ModelRepository(store))
+    jobs, registry = settings.open_jobs(redis), settings.open_registry(redis)
+    yield Runtime(settings, "worker-1", "cpu", generator, jobs, ModelRepository(store), registry)
     store.close()
 
 

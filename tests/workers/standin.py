@@ -22,6 +22,7 @@ class StandIn:
     steps: int = 4
     most: int = 64
     on_step: Callable[[int], None] = lambda step: None
+    runtime: object = None
     calls: list[GenerateOptions] = field(default_factory=list)
     entered: threading.Event = field(default_factory=threading.Event)
     bundle: SimpleNamespace = field(

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -240,6 +241,44 @@ def test_a_cancel_stops_between_steps(runtime: Runtime, submit: Submit, generato
     assert len(steps) < 10
     assert not runtime.models.exists(new_model_id(job_id, 0))
     assert inputs_of(runtime, job_id) == []
+
+
+def test_a_cancel_takes_effect_within_a_step_and_a_tenth_of_a_second(
+    runtime: Runtime, submit: Submit, generator: StandIn
+) -> None:
+    job_id, step_s = submit(), 0.3
+    asked: list[float] = []
+
+    def step(number: int) -> None:
+        if number == 1:
+            runtime.jobs.request_cancel(job_id)
+            asked.append(time.monotonic())
+        time.sleep(step_s)
+
+    stopped: list[float] = []
+    finish = runtime.jobs.finish_canceled
+
+    def stop(*arguments: object) -> None:
+        stopped.append(time.monotonic())
+        finish(*arguments)  # type: ignore[arg-type]
+
+    generator.steps, generator.on_step = 50, step
+    with mock.patch.object(runtime.jobs, "finish_canceled", stop):
+        assert generate(job_id, runtime) == "canceled"
+    assert stopped[0] - asked[0] < step_s + 0.1
+
+
+def test_a_job_over_its_time_is_stopped_and_fails(runtime: Runtime, submit: Submit, generator: StandIn) -> None:
+    limited = replace(runtime, settings=runtime.settings.model_copy(update={"job_limit_s": 1}))
+    generator.steps, generator.on_step = 50, lambda step: time.sleep(0.2)
+    job_id = submit()
+
+    assert generate(job_id, limited) == "failed"
+
+    error = ended(runtime, job_id).error
+    assert error
+    assert (error.status, error.type.rpartition(":")[2]) == (504, "deadline")
+    assert [letter["id"] for letter in runtime.jobs.dead_letters()] == [job_id]
 
 
 # failures -------------------------------------------------------------------------------------------------------------

@@ -179,7 +179,8 @@ def test_it_consumes_again_after_the_broker_was_away(tmp_path: Path, log: Path, 
     server.start()
     own = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{port}/0"})
     redis = own.open_redis()
-    runtime = Runtime(own, "test", "cpu", None, own.open_jobs(redis), None)  # type: ignore[arg-type]
+    jobs, registry = own.open_jobs(redis), own.open_registry(redis)
+    runtime = Runtime(own, "test", "cpu", None, jobs, None, registry)  # type: ignore[arg-type]
     with worker(own, log):
         until(lambda: alive(runtime))
 
@@ -222,3 +223,10 @@ time.sleep(30)
     process = subprocess.run([sys.executable, "-c", script, redis_url], cwd=ROOT, timeout=20, check=False)
 
     assert process.returncode == -signal.SIGTERM
+
+
+def test_settings_that_would_run_jobs_twice_are_refused() -> None:
+    with pytest.raises(ValueError, match="below visibility_timeout_s"):
+        WorkerSettings(job_limit_s=3_600, visibility_timeout_s=3_600)
+    with pytest.raises(ValueError, match="there are the queues"):
+        WorkerSettings(queues=("generate", "gpu"))

@@ -1,0 +1,142 @@
+"""What running jobs together is worth: the same clients, a worker that takes them one by one and one that does not.
+
+    python -m benchmarks.batching --out docs/results/batching.json
+
+Two whole services (`loomweight up`) on the same cores take turns, so that whatever else the machine does concerns both.
+So many clients each post a data set (a zip of PNG images), wait for the job (`Prefer: wait`), and post the next. The
+models of a few seeds are compared between the two.
+"""
+
+import argparse
+import io
+import os
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+from safetensors.numpy import load
+
+from benchmarks import results
+from benchmarks.digits import png, service
+
+ARMS = {"alone": "1", "together": "16"}
+
+
+def dataset(classes: int, shots: int, seed: int = 0) -> bytes:
+    rng = np.random.default_rng(seed)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for i in range(classes * shots):
+            image = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            archive.writestr(f"class-{i % classes}/{i}.png", png(image))
+    return buffer.getvalue()
+
+
+@contextmanager
+def started(bundle: Path, batch_jobs: str) -> Iterator[str]:
+    os.environ["LOOMWEIGHT_BATCH_JOBS"] = batch_jobs
+    with service(bundle) as address:
+        yield address
+
+
+def generate(client: httpx.Client, data: bytes, target: str, seed: int) -> tuple[str, dict[str, float]]:
+    """One job from its POST to its end; the id of its best model, and its timings."""
+    answer = client.post(
+        "/generate",
+        files={"dataset": ("d.zip", data)},
+        data={"target": target, "seed": str(seed)},
+        headers={"Prefer": "wait=60"},
+    )
+    job = answer.raise_for_status().json()
+    while job["status"] not in ("succeeded", "failed", "expired"):
+        time.sleep(0.1)
+        job = client.get(f"/jobs/{job['id']}").json()
+    assert job["status"] == "succeeded", job
+    return job["result"]["models"][0]["id"], job["result"]["timings_ms"]
+
+
+def round_of(address: str, clients: int, seconds: float, data: bytes, target: str) -> tuple[float, list[float]]:
+    """Jobs a second, and how long each client waited for each, after one job each to warm up."""
+    waits: list[float] = []
+    start = threading.Barrier(clients + 1)
+    end = [0.0]
+
+    def work(number: int) -> None:
+        with httpx.Client(base_url=address, timeout=120) as client:
+            generate(client, data, target, number)
+            start.wait()
+            while (began := time.monotonic()) < end[0]:
+                generate(client, data, target, number)
+                waits.append(time.monotonic() - began)
+
+    with ThreadPoolExecutor(clients) as pool:
+        done = [pool.submit(work, number) for number in range(clients)]
+        end[0] = time.monotonic() + 600
+        while start.n_waiting < clients:
+            time.sleep(0.01)
+        began = time.monotonic()
+        end[0] = began + seconds
+        start.wait()
+        for each in done:
+            each.result()
+        took = time.monotonic() - began
+    return len(waits) / took, waits
+
+
+def difference(addresses: dict[str, str], data: bytes, target: str, count: int) -> float:
+    """The largest difference between weights that the two services make from the same seeds, posted all at once."""
+    weights: dict[str, list[dict[str, np.ndarray]]] = {}
+    for arm, address in addresses.items():
+        with httpx.Client(base_url=address, timeout=120) as client, ThreadPoolExecutor(count) as pool:
+            models = list(pool.map(lambda seed, c=client: generate(c, data, target, seed)[0], range(count)))  # type: ignore[misc]
+            weights[arm] = [load(client.get(f"/models/{model}/weights").content) for model in models]
+    alone, together = weights.values()
+    return max(float(np.abs(a[name] - b[name]).max()) for a, b in zip(alone, together, strict=True) for name in a)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=Path("bundles/starter"))
+    parser.add_argument("--target", default="cnn-l")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=5, help="of each service, in turns")
+    parser.add_argument("--seconds", type=float, default=20, help="a round")
+    parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=None)
+    given = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
+    data = dataset(10, 5)
+    rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    waits: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    with ExitStack() as stack:
+        addresses = {arm: stack.enter_context(started(given.bundle, jobs)) for arm, jobs in ARMS.items()}
+        for number in range(given.rounds):
+            for arm, address in addresses.items():
+                rate, waited = round_of(address, given.clients, given.seconds, data, given.target)
+                rates[arm].append(rate)
+                waits[arm] += waited
+                print(f"round {number + 1} {arm:9s} {rate:6.2f} jobs/s", flush=True)
+        apart = difference(addresses, data, given.target, 16)
+    ratios = [together / alone for alone, together in zip(rates["alone"], rates["together"], strict=True)]
+    rows = {
+        "jobs_per_second": {arm: results.interval(values) for arm, values in rates.items()},
+        "ratio": results.interval(ratios),
+        "client_waits_s": {
+            arm: {"p50": float(np.median(w)), "p95": float(np.percentile(w, 95)), "n": len(w)}
+            for arm, w in waits.items()
+        },
+        "largest_difference_of_weights": apart,
+    }
+    print(f"ratio {rows['ratio']}\nlargest difference {apart:.2e}")
+    if given.out:
+        results.write(given.out, "batching", None, rows, batch_jobs=ARMS, clients=given.clients, images=50)
+
+
+if __name__ == "__main__":
+    main()
