@@ -1,4 +1,4 @@
-"""What running jobs together is worth: the same clients, a worker that takes them one by one and one that does not.
+"""What running jobs together is worth: the same clients against a worker that takes one by one and one that does not.
 
     python -m benchmarks.batching --out docs/results/batching.json
 

@@ -185,7 +185,10 @@ class LocalStore:
 
     def _folders(self, path: Path) -> Iterator[Path]:
         """The folders between a file and the root, innermost first."""
-        return (folder for folder in path.parents if self.root in folder.parents)
+        folder = path.parent
+        while folder != self.root:
+            yield folder
+            folder = folder.parent
 
     @contextmanager
     def _draft(self, path: Path) -> Iterator[tuple[Path, BinaryIO]]:

@@ -51,7 +51,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     )
     app.state.services = services
     for domain in (generations, jobs, models, similarity, catalogue, health, console):
-        app.include_router(domain.router)
+        # `include_router` would look for changes of each router at every request.
+        app.router.routes.extend(domain.router.routes)
     install_handlers(app)
     app.add_middleware(
         Boundary,

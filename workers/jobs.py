@@ -210,6 +210,10 @@ class Jobs:
             sizes = iter(pipe.execute())
         return {queue: QueueCounts(next(sizes), next(sizes)) for queue in QUEUES}
 
+    def queued(self, queue: str) -> int:
+        """Return how many jobs wait in a queue."""
+        return int(self._redis.zcard(self._key("queued", queue)))
+
     def waiting_s(self) -> dict[str, float]:
         """Return how long the first job of each queue has waited since it was created; 0 for an empty queue."""
         with self._redis.pipeline(transaction=False) as pipe:

@@ -10,11 +10,11 @@ from starlette.concurrency import run_in_threadpool
 from service.errors import problems
 from service.generations.schemas import GenerateForm, GenerateJson
 from service.generations.service import create
-from service.generations.uploads import read_upload
+from service.generations.uploads import Upload, read_upload
 from service.jobs.schemas import Job
 from service.jobs.service import show, wait
-from service.state import ServicesDep
-from workers.messages import TERMINAL
+from service.state import Services, ServicesDep
+from workers.messages import TERMINAL, JobRecord
 
 router = APIRouter(tags=["generate"])
 BODIES = (GenerateForm, GenerateJson)
@@ -74,7 +74,7 @@ async def generate(
     Exactly one source: `samples` (files) with `labels`, one `dataset` file, or JSON `samples` in base64.
     """
     upload = await read_upload(request, services.settings)
-    record, new = await run_in_threadpool(create, services, upload, idempotency_key)
+    record, new, job = await run_in_threadpool(_create, services, upload, idempotency_key)
     response.headers["Location"] = f"/jobs/{record.id}"
     if not new:
         response.headers["Idempotent-Replayed"] = "true"
@@ -82,8 +82,14 @@ async def generate(
         seconds = min(int(wanted[1]), services.settings.max_wait_s)
         response.headers["Preference-Applied"] = f"wait={seconds}"
         record = await wait(services, record.id, seconds)
+        job = await run_in_threadpool(show, services, record)
     if wanted and record.status in TERMINAL:
         response.status_code = HTTPStatus.OK
     else:
         response.headers["Retry-After"] = "1"
-    return await run_in_threadpool(show, services, record)
+    return job
+
+
+def _create(services: Services, upload: Upload, idempotency_key: str | None) -> tuple[JobRecord, bool, Job]:
+    record, new = create(services, upload, idempotency_key)
+    return record, new, show(services, record)

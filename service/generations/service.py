@@ -63,7 +63,7 @@ def _queue(services: Services, upload: Upload, request: GenerateRequest) -> str:
 
 def _create(services: Services, upload: Upload, request: GenerateRequest, idempotency_key: str | None) -> JobRecord:
     queue = _queue(services, upload, request)
-    if services.jobs.counts()[queue].queued >= services.settings.max_queued:
+    if services.jobs.queued(queue) >= services.settings.max_queued:
         raise QueueFull(queue)  # before the store takes the upload; the record's creation checks again
     job_id = f"job-{uuid.uuid4().hex}"
     inputs = InputRef(

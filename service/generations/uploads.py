@@ -19,6 +19,7 @@ from workers.messages import SAMPLES_CONTENT_TYPE, GenerateRequest, pack_samples
 
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _DATASETS = {b"PK": "application/zip", b"PAR1": "application/vnd.apache.parquet"}
+_SMALL = 100_000  # bytes; another thread is not worth it
 _OPTIONS = frozenset(GenerateRequest.model_fields)
 _SOURCES = frozenset({"samples", "labels", "dataset"})
 _ONE_SOURCE = "Send exactly one source: `samples` with `labels`, or one `dataset`."
@@ -86,7 +87,10 @@ async def _from_fields(form: FormData, settings: GatewaySettings) -> Upload:
     texts = [label for label in labels if isinstance(label, str)]
     if len(texts) != len(labels):
         raise Unprocessable("Labels are text fields, not files.", pointer="/labels")
-    return await run_in_threadpool(_samples, options, await _contents("samples", samples), texts, settings)
+    images = await _contents("samples", samples)
+    if sum(map(len, images)) < _SMALL:
+        return _samples(options, images, texts, settings)
+    return await run_in_threadpool(_samples, options, images, texts, settings)
 
 
 def _given(form: FormData, name: str) -> list[UploadFile | str]:

@@ -165,7 +165,7 @@ def test_the_worker_outlives_its_child(runtime: Runtime, send: Submit, log: Path
 
 def test_a_worker_without_a_bundle_ends(runtime: Runtime, log: Path) -> None:
     with worker(runtime.settings, log, BROKEN_BUNDLE="1") as process:
-        process.wait(20)
+        process.wait(60)
 
     assert "this bundle is broken" in log.read_text()
     assert alive(runtime) == []
