@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from cli.keys import keys
 from cli.store import store
 
 EXIT_FAILED = 1  # the request was refused, the job failed, or the service stopped by itself
@@ -33,9 +34,18 @@ def main() -> None:
 @click.option("--port", default=8000, show_default=True, help="Port to listen on.")
 @click.option("--workers", default=1, show_default=True, help="Gateway processes.")
 def serve(host: str, port: int, workers: int) -> None:
-    """Run the HTTP gateway. Settings come from LOOMWEIGHT_… variables."""
+    """Run the HTTP gateway. Settings come from LOOMWEIGHT_… variables.
+
+    API keys are needed unless only the loopback address is listened on: `loomweight keys create` makes one.
+    """
     import uvicorn
 
+    from cli.keys import NotSecure, decide_on_keys
+
+    try:
+        decide_on_keys(host)
+    except NotSecure as error:
+        _fail(str(error), EXIT_FAILED)
     uvicorn.run(
         "service.app:create_app", factory=True, host=host, port=port, workers=workers, timeout_graceful_shutdown=3
     )
@@ -72,6 +82,8 @@ def up(host: str, port: int, data: Path, bundle: Path | None) -> None:
         try:
             stack.start()
             click.echo(f"Loomweight is ready at {stack.url}")
+            if stack.key_file:
+                click.echo(f"It needs an API key; one with every scope is in {stack.key_file}")
             while True:
                 time.sleep(0.5)
                 stack.watch()
@@ -175,6 +187,7 @@ def verify(folder: Path | None) -> None:
     click.echo(f"{manifest['id']}: {len(manifest['files'])} files are as they should be.")
 
 
+main.add_command(keys)
 main.add_command(store)
 
 

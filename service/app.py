@@ -16,6 +16,9 @@ from starlette.concurrency import run_in_threadpool
 
 from model_store.measured import MeasuredStore
 from model_store.models import ModelRepository
+from service.access.gate import Access, Gate
+from service.access.keys import Keys
+from service.access.limits import RateLimits
 from service.catalogue import endpoints as catalogue
 from service.catalogue.service import Catalogue
 from service.console import endpoints as console
@@ -47,11 +50,13 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         lifespan=_lifespan,
         redirect_slashes=False,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.services = services
     for domain in (generations, jobs, models, catalogue, health, console):
         app.include_router(domain.router)
     install_handlers(app)
+    app.add_middleware(Gate, access=services.access)
     app.add_middleware(
         Boundary,
         metrics=services.metrics,
@@ -85,6 +90,7 @@ def _open(settings: GatewaySettings) -> Services:
         models=ModelRepository(store),
         catalogue=Catalogue(settings.bundle_dir),
         metrics=metrics,
+        access=Access(settings, Keys(store), RateLimits(redis, settings.redis_prefix)),
     )
 
 

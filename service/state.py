@@ -9,6 +9,7 @@ from redis.asyncio import Redis as AsyncRedis
 
 from model_store.models import ModelRepository
 from model_store.store import ObjectStore
+from service.access.gate import Access
 from service.catalogue.service import Catalogue
 from service.metrics import Metrics
 from service.settings import GatewaySettings
@@ -32,6 +33,7 @@ class Services:
     models: ModelRepository
     catalogue: Catalogue
     metrics: Metrics
+    access: Access
 
 
 async def _services(request: Request) -> Services:

@@ -137,7 +137,7 @@ def _produce(attempt: _Attempt) -> GenerateResult:
     )
     timings |= result.timings_ms
     with _timed(timings, "store"):
-        origin = Origin(record.id, samples.sha256, result.n_holdout)
+        origin = Origin(record.id, samples.sha256, result.n_holdout, record.owner)
         models = _store(attempt, result, origin, report)
 
     _observe(record, options, result, timings)

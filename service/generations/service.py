@@ -5,13 +5,16 @@ import logging
 import secrets
 import uuid
 from contextlib import suppress
+from datetime import UTC, datetime
 
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from model_store import keys
+from service.access.limits import seconds_of_day_left
+from service.access.principal import Principal
 from service.catalogue.schemas import Target
-from service.errors import InvalidSamples
+from service.errors import InvalidSamples, TooManyRequests
 from service.generations.uploads import Upload
 from service.state import Services
 from workers.jobs import QueueFull
@@ -20,19 +23,46 @@ from workers.messages import GENERATE_QUEUE, MAX_SEED, GenerateRequest, InputRef
 _log = logging.getLogger(__name__)
 
 
-def create(services: Services, upload: Upload, idempotency_key: str | None) -> tuple[JobRecord, bool]:
+def create(
+    services: Services, principal: Principal, upload: Upload, idempotency_key: str | None
+) -> tuple[JobRecord, bool]:
     """Create the job, or return the one that the key led to before; says whether it is new."""
     request = _resolve(upload, services.catalogue.target(upload.options.target))
     if idempotency_key is None:
-        return _create(services, upload, request, None), True
-    known = services.jobs.reserve(idempotency_key, upload.fingerprint())
+        return _admitted(services, principal, upload, request, None), True
+    own_key = idempotency_key if principal.owner is None else f"{principal.owner}\0{idempotency_key}"
+    known = services.jobs.reserve(own_key, upload.fingerprint())
     if known is not None:
         return services.jobs.get(known), False
     try:
-        return _create(services, upload, request, idempotency_key), True
+        return _admitted(services, principal, upload, request, own_key), True
     except Exception:
         with suppress(RedisError):
-            services.jobs.release(idempotency_key)
+            services.jobs.release(own_key)
+        raise
+
+
+def _admitted(
+    services: Services, principal: Principal, upload: Upload, request: GenerateRequest, idempotency_key: str | None
+) -> JobRecord:
+    """Create the job if the key may have another one; a job that then cannot be created does not count."""
+    if principal.owner is None:
+        return _create(services, principal, upload, request, idempotency_key)
+    per_day = principal.allowance.jobs_per_day or services.settings.jobs_per_day
+    most_active = principal.allowance.active_jobs or services.settings.active_jobs
+    limits = services.access.limits
+    admitted = limits.admit_job(principal.key_id, principal.owner, per_day, most_active)
+    if admitted == "active":
+        raise TooManyRequests(f"{most_active:,} jobs of this key wait or run already. Wait for one to end.", 5)
+    if admitted == "day":
+        wait = seconds_of_day_left(datetime.now(UTC))
+        raise TooManyRequests(f"This API key may create {per_day:,} jobs a day, and has done so today (UTC).", wait)
+    try:
+        return _create(services, principal, upload, request, idempotency_key)
+    except Exception:
+        if per_day:
+            with suppress(RedisError):
+                limits.refund_job(principal.key_id)
         raise
 
 
@@ -52,7 +82,9 @@ def _resolve(upload: Upload, target: Target) -> GenerateRequest:
     )
 
 
-def _create(services: Services, upload: Upload, request: GenerateRequest, idempotency_key: str | None) -> JobRecord:
+def _create(
+    services: Services, principal: Principal, upload: Upload, request: GenerateRequest, idempotency_key: str | None
+) -> JobRecord:
     if services.jobs.counts()[GENERATE_QUEUE].queued >= services.settings.max_queued:
         raise QueueFull(GENERATE_QUEUE)  # before the store takes the upload; the record's creation checks again
     job_id = f"job-{uuid.uuid4().hex}"
@@ -65,7 +97,14 @@ def _create(services: Services, upload: Upload, request: GenerateRequest, idempo
     )
     services.store.put(inputs.key, upload.body, content_type=inputs.content_type)
     record = services.jobs.create(
-        JobRecord(id=job_id, kind="generate", queue=GENERATE_QUEUE, request=request, inputs=inputs),
+        JobRecord(
+            id=job_id,
+            kind="generate",
+            queue=GENERATE_QUEUE,
+            request=request,
+            inputs=inputs,
+            owner=principal.owner,
+        ),
         idempotency_key=idempotency_key,
     )
     try:

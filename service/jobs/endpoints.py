@@ -8,9 +8,10 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from service.access.principal import PrincipalDep
 from service.errors import Conflict, Unprocessable, problems
 from service.jobs.schemas import Job, JobList
-from service.jobs.service import event_id, follow, show
+from service.jobs.service import event_id, find, follow, show
 from service.state import ServicesDep
 from workers.jobs import Event
 from workers.messages import TERMINAL, JobStatus
@@ -21,13 +22,14 @@ router = APIRouter(tags=["jobs"])
 @router.get("/jobs", responses=problems(422, 503))
 def list_jobs(
     services: ServicesDep,
+    principal: PrincipalDep,
     status: Annotated[JobStatus | None, Query(description="Only jobs with this status.")] = None,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> JobList:
     """Jobs, newest first."""
     try:
-        page = services.jobs.page(status, cursor, limit)
+        page = services.jobs.page(status, cursor, limit, owner=principal.sees)
     except ValueError as error:
         raise Unprocessable("The cursor is not one of ours; leave it out to start anew.", pointer="/cursor") from error
     positions = services.jobs.queue_positions(page.jobs)
@@ -35,9 +37,9 @@ def list_jobs(
 
 
 @router.get("/jobs/{job_id}", responses=problems(404, 503))
-def get_job(services: ServicesDep, job_id: str, response: Response) -> Job:
+def get_job(services: ServicesDep, principal: PrincipalDep, job_id: str, response: Response) -> Job:
     """How a job stands, with its result once it has succeeded; `Retry-After` says when to look again."""
-    record = services.jobs.get(job_id)
+    record = find(services, principal, job_id)
     response.headers["Cache-Control"] = "no-store"
     if record.status not in TERMINAL:
         response.headers["Retry-After"] = "1"
@@ -48,8 +50,9 @@ def get_job(services: ServicesDep, job_id: str, response: Response) -> Job:
     "/jobs/{job_id}/cancel",
     responses={202: {"model": Job, "description": "The worker was asked to stop."}, **problems(404, 409, 503)},
 )
-def cancel_job(services: ServicesDep, job_id: str, response: Response) -> Job:
+def cancel_job(services: ServicesDep, principal: PrincipalDep, job_id: str, response: Response) -> Job:
     """Stop a job: at once if it waits, between two denoising steps if it runs."""
+    find(services, principal, job_id)
     status = services.jobs.request_cancel(job_id)
     if status == "running":
         response.status_code = HTTPStatus.ACCEPTED
@@ -72,11 +75,12 @@ def cancel_job(services: ServicesDep, job_id: str, response: Response) -> Job:
 )
 async def follow_job(
     services: ServicesDep,
+    principal: PrincipalDep,
     job_id: str,
     last_event_id: Annotated[str | None, Header(description="Replay what followed this event.")] = None,
 ) -> Response:
     """Everything that happened to a job and what happens next, as server-sent events."""
-    record = await run_in_threadpool(services.jobs.get, job_id)
+    record = await run_in_threadpool(find, services, principal, job_id)
     after = event_id(last_event_id)
     if record.status in TERMINAL and not await run_in_threadpool(services.jobs.events, job_id, after, 1):
         return Response(status_code=HTTPStatus.NO_CONTENT)

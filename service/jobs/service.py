@@ -11,13 +11,22 @@ from redis import RedisError
 from redis.asyncio import Redis as AsyncRedis
 from starlette.concurrency import run_in_threadpool
 
+from service.access.principal import Principal
 from service.jobs.schemas import Job
 from service.state import Services
-from workers.jobs import Event, parse_events
+from workers.jobs import Event, UnknownJob, parse_events
 from workers.messages import TERMINAL, JobRecord
 
 START = "0-0"
 _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
+
+
+def find(services: Services, principal: Principal, job_id: str) -> JobRecord:
+    """Return a job that may be seen. Raises `UnknownJob`, for somebody else's too."""
+    record = services.jobs.get(job_id)
+    if not principal.may_see(record.owner):
+        raise UnknownJob(job_id)
+    return record
 
 
 def show(services: Services, record: JobRecord) -> Job:

@@ -1,5 +1,6 @@
 """`/models`: cards and files."""
 
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated
 
@@ -8,6 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from model_store.records import ModelCard
 from model_store.store import InvalidKey
 from model_store.store import NotFound as NotStored
+from service.access.principal import PrincipalDep
 from service.errors import NotFound, Responses, Unprocessable, problems
 from service.models.files import answer
 from service.models.schemas import Model, ModelList, linked
@@ -28,23 +30,25 @@ _FILE: Responses = {
 @router.get("/models", responses=problems(422, 503))
 def list_models(
     services: ServicesDep,
+    principal: PrincipalDep,
     target: Annotated[str | None, Query(description="Only models of this target.")] = None,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> ModelList:
     """Models, newest first."""
     try:
-        page = services.models.list(after=cursor, limit=limit, target=target)
+        page = services.models.list(after=cursor, limit=limit, target=target, owner=principal.sees)
     except InvalidKey as error:
         raise Unprocessable("The cursor is not one of ours; leave it out to start anew.", pointer="/cursor") from error
     return ModelList(models=[linked(card) for card in page.models], next_cursor=page.next_cursor)
 
 
-def _card(services: ServicesDep, model_id: str) -> ModelCard:
-    try:
-        return services.models.card(model_id)
-    except NotStored:
-        raise NotFound(f"There is no model {model_id[:100]!r}.") from None
+def _card(services: ServicesDep, principal: PrincipalDep, model_id: str) -> ModelCard:
+    with suppress(NotStored):
+        card = services.models.card(model_id)
+        if principal.may_see(card.owner):
+            return card
+    raise NotFound(f"There is no model {model_id[:100]!r}.")
 
 
 CardDep = Annotated[ModelCard, Depends(_card)]
