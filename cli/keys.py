@@ -143,6 +143,25 @@ def rotate(key_id: str, grace_hours: float) -> None:
         _tell(issued.key, issued.token)
 
 
+@keys.command("webhook-secret")
+@click.argument("key_id")
+@click.option("--rotate", "anew", is_flag=True, help="Make a new one; the one before signs too until the next time.")
+def webhook_secret(key_id: str, anew: bool) -> None:
+    """Print the secret that signs a key's webhooks; KEY_ID may be `bootstrap`, or `local` where keys are off."""
+    from service.access.keys import BOOTSTRAP, LOCAL
+    from service.webhooks.signing import secret_of
+
+    with _opened() as (known, settings):
+        if settings.callback_secret is None:
+            raise click.ClickException("Set LOOMWEIGHT_CALLBACK_SECRET to what the gateways have.")
+        version = 1
+        if key_id not in (BOOTSTRAP, LOCAL):
+            version = (known.rotate_webhook(key_id) if anew else known.get(key_id)).webhook_versions[0]
+        elif anew:
+            raise click.ClickException("This key has no record; a new LOOMWEIGHT_CALLBACK_SECRET changes all secrets.")
+        click.echo(secret_of(settings.callback_secret.get_secret_value(), key_id, version))
+
+
 def _tell(key: "ApiKey", token: str) -> None:
     click.echo(f"key    {key.id} ({', '.join(key.scopes)})")
     click.echo(f"token  {token}")

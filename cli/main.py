@@ -118,6 +118,7 @@ def up(host: str, port: int, data: Path, bundle: Path | None) -> None:
 @click.option("--temperature", type=float, help="Scale of the sampling noise.  [default: the bundle's]")
 @click.option("--refine-steps", type=int, help="Gradient steps after generation.  [default: 0]")
 @click.option("--seed", type=int, help="The same seed and samples give the same weights.  [default: random]")
+@click.option("--callback-url", help="Where a signed webhook goes when the job has ended.")
 @click.option("--out", default=Path("model.safetensors"), show_default=True, type=_FILE, help="Where the weights go.")
 @click.option("--onnx", type=_FILE, help="Where the runnable ONNX model goes, if wanted.")
 def generate(

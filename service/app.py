@@ -32,6 +32,9 @@ from service.middleware import Boundary
 from service.models import endpoints as models
 from service.settings import GatewaySettings
 from service.state import Services
+from service.webhooks.addresses import Rules
+from service.webhooks.outbox import Outbox
+from service.webhooks.sender import Sender
 from workers.client import QueueClient
 
 _DESCRIPTION = """Neural network weights on demand: a few labelled images in, a working network out.
@@ -91,17 +94,20 @@ def _open(settings: GatewaySettings) -> Services:
         catalogue=Catalogue(settings.bundle_dir),
         metrics=metrics,
         access=Access(settings, Keys(store), RateLimits(redis, settings.redis_prefix)),
+        outbox=Outbox(redis, settings.redis_prefix),
+        callback_rules=Rules(settings.callback_networks, settings.callback_hosts),
     )
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
-    reaping = asyncio.create_task(_reap(services))
+    tasks = [asyncio.create_task(_reap(services)), asyncio.create_task(Sender(services).run())]
     yield
-    reaping.cancel()
-    with suppress(asyncio.CancelledError):
-        await reaping
+    for task in tasks:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
     await services.followers.aclose()
     services.redis.close()
     services.queue.close()

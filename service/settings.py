@@ -1,5 +1,7 @@
 """What the gateway is told through its environment, beyond what it shares with the workers."""
 
+from ipaddress import IPv4Network, IPv6Network
+
 from pydantic import Field, SecretStr
 
 from workers.settings import Settings
@@ -56,4 +58,22 @@ class GatewaySettings(Settings):
     )
     wrong_keys_per_minute: int = Field(
         default=60, ge=1, description="Keys that are none, from one address, until it is told to wait."
+    )
+
+    callback_secret: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="What the keys' webhook secrets are derived from. Without it, `callback_url` is refused.",
+    )
+    callback_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(), description='Internal networks that webhooks may go to, over plain HTTP too: `["10.1.0.0/16"]`.'
+    )
+    callback_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="If any are named, webhooks go to these hosts alone; `.example.com` stands for all below it.",
+    )
+    callback_interval_s: float = Field(default=1, gt=0, description="Between two looks for webhooks that are due.")
+    callback_retries_s: tuple[float, ...] = Field(
+        default=(5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400),
+        description="Pauses after attempts that failed, a fifth more or less; after the last one it is given up.",
     )

@@ -13,6 +13,8 @@ from service.access.gate import Access
 from service.catalogue.service import Catalogue
 from service.metrics import Metrics
 from service.settings import GatewaySettings
+from service.webhooks.addresses import Rules
+from service.webhooks.outbox import Outbox
 from workers.client import QueueClient
 from workers.jobs import Jobs
 from workers.registry import Registry
@@ -34,6 +36,8 @@ class Services:
     catalogue: Catalogue
     metrics: Metrics
     access: Access
+    outbox: Outbox
+    callback_rules: Rules
 
 
 async def _services(request: Request) -> Services:

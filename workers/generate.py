@@ -180,7 +180,7 @@ def _read(inputs: InputRef | None, runtime: Runtime) -> Samples:
 
 
 def _options(record: JobRecord, runtime: Runtime) -> GenerateOptions:
-    wanted = record.request.model_dump()
+    wanted = record.request.model_dump(exclude={"callback_url"})
     wanted["target"] = wanted["target"] or runtime.generator.bundle.manifest["default_target"]
     if wanted["seed"] is None:
         # As random as the id of the job, and the same when the job runs again after a crash: so are then its models.

@@ -90,6 +90,12 @@ class GenerateRequest(Message):
         description="The same seed, inputs, bundle and device give the same bytes. Default: random, and returned.",
     )
 
+    callback_url: str | None = Field(
+        default=None,
+        max_length=2_000,
+        description="Where a signed webhook (Standard Webhooks) goes when the job has ended: an https address.",
+    )
+
     @model_validator(mode="after")
     def _keep_within_candidates(self) -> Self:
         if self.keep > self.candidates:

@@ -14,9 +14,10 @@ from model_store import keys
 from service.access.limits import seconds_of_day_left
 from service.access.principal import Principal
 from service.catalogue.schemas import Target
-from service.errors import InvalidSamples, TooManyRequests
+from service.errors import InvalidSamples, TooManyRequests, Unprocessable
 from service.generations.uploads import Upload
 from service.state import Services
+from service.webhooks.addresses import NotAllowed
 from workers.jobs import QueueFull
 from workers.messages import GENERATE_QUEUE, MAX_SEED, GenerateRequest, InputRef, JobRecord
 
@@ -28,6 +29,8 @@ def create(
 ) -> tuple[JobRecord, bool]:
     """Create the job, or return the one that the key led to before; says whether it is new."""
     request = _resolve(upload, services.catalogue.target(upload.options.target))
+    if request.callback_url is not None:
+        _check_callback(services, principal, request.callback_url)
     if idempotency_key is None:
         return _admitted(services, principal, upload, request, None), True
     own_key = idempotency_key if principal.owner is None else f"{principal.owner}\0{idempotency_key}"
@@ -40,6 +43,19 @@ def create(
         with suppress(RedisError):
             services.jobs.release(own_key)
         raise
+
+
+def _check_callback(services: Services, principal: Principal, url: str) -> None:
+    if services.settings.callback_secret is None:
+        problem = "This service sends no webhooks: its operator has set no LOOMWEIGHT_CALLBACK_SECRET."
+        raise Unprocessable(problem, pointer="/callback_url")
+    try:
+        services.callback_rules.parse(url)
+    except NotAllowed as error:
+        raise Unprocessable(str(error), pointer="/callback_url") from None
+    if services.outbox.is_gone(principal.key_id, url):
+        problem = "This address answered 410 Gone to a webhook, and gets no more of them for a week."
+        raise Unprocessable(problem, pointer="/callback_url")
 
 
 def _admitted(
@@ -96,17 +112,12 @@ def _create(
         content_type=upload.content_type,
     )
     services.store.put(inputs.key, upload.body, content_type=inputs.content_type)
-    record = services.jobs.create(
-        JobRecord(
-            id=job_id,
-            kind="generate",
-            queue=GENERATE_QUEUE,
-            request=request,
-            inputs=inputs,
-            owner=principal.owner,
-        ),
-        idempotency_key=idempotency_key,
+    wanted = JobRecord(
+        id=job_id, kind="generate", queue=GENERATE_QUEUE, request=request, inputs=inputs, owner=principal.owner
     )
+    if request.callback_url is not None:
+        services.outbox.register(job_id, request.callback_url, principal.key_id)
+    record = services.jobs.create(wanted, idempotency_key=idempotency_key)
     try:
         services.queue.send(record)
         services.jobs.sent(job_id)

@@ -49,6 +49,7 @@ def test_samples_become_a_job(gateway: Gateway, redis: Redis) -> None:
         "temperature": None,
         "refine_steps": 0,
         "seed": 7,
+        "callback_url": None,
     }
 
     record = gateway.jobs.get(job["id"])
