@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning; several processes share the cores here.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint bench clean deploy-check observability-check dashboards-check restore-drill images images-check pin-images smoke constraints
+.PHONY: setup demo test lint bench clean deploy-check observability-check dashboards-check restore-drill images images-check pin-images smoke constraints fuzz audit
 
 setup: .venv/.ready
 
@@ -63,6 +63,18 @@ dashboards-check: setup
 # Store and Redis are lost and restored, on loopback servers of the drill's own.
 restore-drill: setup
 	$(BIN)/python -m tests.deploy.restore_drill --out docs/results/restore_drill.json
+
+# Security: docs/security.md ---------------------------------------------------------------------------------------------
+
+# Schemathesis over the whole API, at least FUZZ requests: about twenty minutes of one core.
+FUZZ ?= 20000
+fuzz: setup
+	$(BIN)/python -m tests.service.fuzzing --requests $(FUZZ) --seconds 300 --out docs/results/fuzz.json
+
+# Known vulnerabilities of what is installed. Needs the network: what could not be looked up is a failure too.
+audit: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[audit]'
+	$(BIN)/python -m pip_audit --strict --skip-editable --progress-spinner off
 
 VERSION ?= 0.1.0
 IMAGES ?= api worker trainer

@@ -4,11 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -22,7 +19,7 @@ from service.access.limits import RateLimits
 from service.catalogue import endpoints as catalogue
 from service.catalogue.service import Catalogue
 from service.console import endpoints as console
-from service.errors import Problem, install_handlers
+from service.errors import install_handlers
 from service.generations import endpoints as generations
 from service.health import endpoints as health
 from service.jobs import endpoints as jobs
@@ -30,6 +27,7 @@ from service.jobs.reaper import Reaper
 from service.metrics import Metrics
 from service.middleware import Boundary
 from service.models import endpoints as models
+from service.openapi import document
 from service.settings import GatewaySettings
 from service.state import Services
 from service.webhooks.addresses import Rules
@@ -66,7 +64,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         max_body_bytes=services.settings.max_body_bytes,
         max_inflight_bytes=services.settings.max_inflight_bytes,
     )
-    _document(app)
+    document(app, generations.BODIES)
     return app
 
 
@@ -119,33 +117,3 @@ async def _reap(services: Services) -> None:
     while True:
         await asyncio.sleep(services.settings.reaper_interval_s)
         await run_in_threadpool(reaper.tick)
-
-
-def _document(app: FastAPI) -> None:
-    """Complete the OpenAPI schema with what FastAPI cannot see: problem documents, and bodies read by hand."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(
-                title=app.title,
-                version=app.version,
-                description=app.description,
-                license_info=app.license_info,
-                routes=app.routes,
-            )
-            _, unseen = models_json_schema(
-                [(Problem, "serialization"), *((body, "validation") for body in generations.BODIES)],
-                ref_template="#/components/schemas/{model}",
-            )
-            schemas = schema["components"]["schemas"]
-            schemas |= unseen["$defs"]
-            # FastAPI adds a 422 of its own to whatever has a parameter; where one can be wrong, ours stands there.
-            for operation in (operation for path in schema["paths"].values() for operation in path.values()):
-                if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-                    del operation["responses"]["422"]
-            for name in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(name, None)
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]

@@ -9,6 +9,7 @@ import hmac
 import ipaddress
 import logging
 from http.cookies import CookieError, SimpleCookie
+from types import SimpleNamespace
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -144,6 +145,7 @@ class Gate:
 
 
 async def _refuse(error: ServiceError, scope: Scope, receive: Receive, send: Send) -> None:
+    scope["route"] = SimpleNamespace(path=rules.template(scope["path"]))  # the router never sees it, the metrics do
     await problem_response(scope["state"]["request_id"], error)(scope, receive, send)
 
 

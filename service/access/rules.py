@@ -44,14 +44,21 @@ SCOPED: Mapping[tuple[str, str], Collection[Scope]] = {
     ("GET", "/bundles"): {"read"},
     ("GET", "/metrics"): {"metrics"},
 }
+_OPEN_PATHS = {path for _, path in OPEN}
 _PATTERNS: tuple[tuple[str, re.Pattern[str], Collection[Scope]], ...] = tuple(
     (method, compile_path(path)[0], scopes) for (method, path), scopes in SCOPED.items()
 )
 
 
 def is_open(method: str, path: str) -> bool:
-    """Whether anybody may ask, without a key."""
-    return (method, path) in OPEN
+    """Whether anybody may ask, without a key: also for a method that such a path does not have, which answers 405."""
+    return (method, path) in OPEN or (path in _OPEN_PATHS and (method, path) not in SCOPED)
+
+
+def template(path: str) -> str:
+    """Return the path as the table has it, for the metrics of requests that get no further."""
+    matching = (key[1] for key, (_, pattern, _) in zip(SCOPED, _PATTERNS, strict=True) if pattern.match(path))
+    return next(matching, "unmatched")
 
 
 def asked(method: str, path: str) -> Collection[Scope]:

@@ -18,6 +18,17 @@ from workers.messages import TERMINAL, JobStatus
 
 router = APIRouter(tags=["jobs"])
 
+_EVENT = {
+    "type": "object",
+    "description": "One event.",
+    "required": ["id", "event", "data"],
+    "properties": {
+        "id": {"type": "string", "description": "Give the last one as `Last-Event-ID` to go on after it."},
+        "event": {"type": "string", "enum": ["status", "progress"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
+
 
 @router.get("/jobs", responses=problems(422, 503))
 def list_jobs(
@@ -67,7 +78,7 @@ def cancel_job(services: ServicesDep, principal: PrincipalDep, job_id: str, resp
     responses={
         200: {
             "description": "Events `status` and `progress`, data as JSON; ends with the job.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
         },
         204: {"description": "The job has ended, and the client has seen it: do not connect again."},
         **problems(404, 503),

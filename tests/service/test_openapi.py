@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from service.access.rules import is_open
 from service.errors import MEDIA_TYPE
 from tests.service.gateway import Gateway
 
@@ -48,7 +49,7 @@ def test_both_bodies_of_generate(schema: dict[str, Any]) -> None:
         assert properties["method"]["default"] == "conditional-mean"
         assert properties["holdout"].get("default") is None
         assert "cross-validation" in properties["holdout"]["description"]
-    assert {"200", "202", "400", "409", "413", "415", "422", "503"} == set(operation["responses"])
+    assert {"200", "202", "400", "401", "403", "409", "413", "415", "422", "429", "503"} == set(operation["responses"])
     assert operation["responses"]["202"]["headers"]["Location"]
 
 
@@ -78,6 +79,30 @@ def test_every_operation_is_there_once_and_described(schema: dict[str, Any]) -> 
     ids = [operation["operationId"] for operation in operations.values()]
     assert len(set(ids)) == len(ids)
     assert all(operation["description"] for operation in operations.values())
+
+
+def test_keys_are_documented_wherever_they_are_needed(schema: dict[str, Any]) -> None:
+    assert schema["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            keyed = not is_open(method.upper(), path)
+            assert ("security" in operation) is keyed, (method, path)
+            assert ({"401", "403", "429"} <= set(operation["responses"])) is keyed, (method, path)
+            assert keyed is bool(operation.get("x-scopes")), (method, path)
+
+
+def test_links_lead_to_operations_and_their_parameters(schema: dict[str, Any]) -> None:
+    operations = {o["operationId"]: o for methods in schema["paths"].values() for o in methods.values()}
+    links = [
+        link
+        for operation in operations.values()
+        for response in operation["responses"].values()
+        for link in response.get("links", {}).values()
+    ]
+    assert len(links) > 10
+    for link in links:
+        parameters = {parameter["name"] for parameter in operations[link["operationId"]]["parameters"]}
+        assert set(link["parameters"]) <= parameters
 
 
 def test_the_docs_page(gateway: Gateway) -> None:
