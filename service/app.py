@@ -1,6 +1,7 @@
 """The gateway put together. `uvicorn --factory service.app:create_app` runs it."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
@@ -33,6 +34,7 @@ from service.state import Services
 from service.webhooks.addresses import Rules
 from service.webhooks.outbox import Outbox
 from service.webhooks.sender import Sender
+from workers import logs, tracing
 from workers.client import QueueClient
 
 _DESCRIPTION = """Neural network weights on demand: a few labelled images in, a working network out.
@@ -42,7 +44,11 @@ Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problem documents;
 
 def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     """Make the gateway. Settings default to the environment; nothing is contacted before the first request."""
-    services = _open(settings or GatewaySettings())
+    settings = settings or GatewaySettings()
+    if settings.log_format == "json":
+        logs.configure("json")
+        logging.getLogger("uvicorn.access").disabled = True  # `service.middleware` says the same, and whose it was
+    services = _open(settings)
     app = FastAPI(
         title="Loomweight",
         version=version("loomweight"),
@@ -100,6 +106,7 @@ def _open(settings: GatewaySettings) -> Services:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
+    tracing.configure("loomweight-gateway", services.settings.traces_endpoint)
     tasks = [asyncio.create_task(_reap(services)), asyncio.create_task(Sender(services).run())]
     yield
     for task in tasks:
@@ -110,6 +117,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services.redis.close()
     services.queue.close()
     services.store.close()
+    tracing.close()
 
 
 async def _reap(services: Services) -> None:

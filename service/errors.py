@@ -6,6 +6,7 @@ ServiceError                 carries status, slug (the end of its `type`), title
 ├── Forbidden            403
 ├── NotFound             404
 ├── Conflict             409
+├── Gone                 410
 ├── TooLarge             413
 ├── UnsupportedType      415
 ├── RangeNotSatisfiable  416
@@ -88,6 +89,12 @@ class Conflict(ServiceError):
     """The request contradicts the state of things."""
 
     status, slug, title = 409, "conflict", "The request comes at the wrong time"
+
+
+class Gone(ServiceError):
+    """It was there, and time is up."""
+
+    status, slug, title = 410, "expired", "It was there, and is no longer kept"
 
 
 class TooLarge(ServiceError):
@@ -244,6 +251,7 @@ _DESCRIPTIONS = {
     403: "The API key lacks the scope.",
     404: "There is no such thing, or it is somebody else's.",
     409: "At the wrong time.",
+    410: "It was there, and is no longer kept.",
     413: "Over a limit.",
     415: "A format that is not read.",
     416: "The range lies outside the file.",

@@ -37,6 +37,7 @@ local function close(status, field, value)
   if redis.call('EXISTS', prefix .. 'callback:' .. id) == 1 then redis.call('ZADD', prefix .. 'callbacks', now, id) end
   redis.call('EXPIRE', job, ttl)
   redis.call('EXPIRE', stream, ttl)
+  redis.call('SET', prefix .. 'forgotten:' .. id, get('owner'), 'EX', ttl * 7)
   redis.call('ZADD', prefix .. 'ended', now + ttl, id)
 end
 

@@ -29,6 +29,7 @@ Keys, all below the prefix:
     due                    zset     queued ids by the time their message is to be sent (again)
     ended                  zset     ids by the time they are forgotten
     idempotency:{sha256}   hash     fingerprint of the payload, job once created
+    forgotten:{id}         string   owner of a job that ended, a week longer than its record by default
     dead                   list     jobs given up, newest first; capped
     seq                    counter
 """
@@ -222,6 +223,10 @@ class Jobs:
             newest = f"({int(batch[-1][1])}"
         page = found[:limit]
         return JobPage([job for _, job in page], str(int(page[-1][0])) if len(found) > limit else None)
+
+    def owner_of_forgotten(self, job_id: str) -> str | None:
+        """Return the owner ("" for nobody) of a job that ended and may be forgotten; None if there was none."""
+        return cast("str | None", self._redis.get(self._key("forgotten", job_id)))
 
     def active(self, owner: str) -> int:
         """Return how many jobs of an owner wait or run."""

@@ -13,6 +13,7 @@ from redis.retry import Retry
 
 from model_store.store import ObjectStore, open_store
 from workers.jobs import Jobs
+from workers.logs import Format
 from workers.registry import Registry
 
 
@@ -51,6 +52,11 @@ class Settings(BaseSettings):
     )
     max_queued: int = Field(
         default=1_000, ge=1, description="Jobs that may wait in a queue before more are turned away."
+    )
+
+    log_format: Format = Field(default="text", description="`text`, or `json`: one object a line.")
+    traces_endpoint: str | None = Field(
+        default=None, description="An OTLP collector, `http://host:4318/v1/traces`; needs `loomweight[tracing]`."
     )
 
     max_samples: int = Field(default=2_000, ge=2)

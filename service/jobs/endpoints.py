@@ -35,7 +35,9 @@ def list_jobs(
     services: ServicesDep,
     principal: PrincipalDep,
     status: Annotated[JobStatus | None, Query(description="Only jobs with this status.")] = None,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+    cursor: Annotated[
+        str | None, Query(pattern="^[0-9]{0,15}$", description="`next_cursor` of the page before.")
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> JobList:
     """Jobs, newest first."""
@@ -47,7 +49,7 @@ def list_jobs(
     return JobList(jobs=[Job.of(job, positions.get(job.id)) for job in page.jobs], next_cursor=page.next_cursor)
 
 
-@router.get("/jobs/{job_id}", responses=problems(404, 503))
+@router.get("/jobs/{job_id}", responses=problems(404, 410, 503))
 def get_job(services: ServicesDep, principal: PrincipalDep, job_id: str, response: Response) -> Job:
     """How a job stands, with its result once it has succeeded; `Retry-After` says when to look again."""
     record = find(services, principal, job_id)
@@ -59,7 +61,7 @@ def get_job(services: ServicesDep, principal: PrincipalDep, job_id: str, respons
 
 @router.post(
     "/jobs/{job_id}/cancel",
-    responses={202: {"model": Job, "description": "The worker was asked to stop."}, **problems(404, 409, 503)},
+    responses={202: {"model": Job, "description": "The worker was asked to stop."}, **problems(404, 409, 410, 503)},
 )
 def cancel_job(services: ServicesDep, principal: PrincipalDep, job_id: str, response: Response) -> Job:
     """Stop a job: at once if it waits, between two denoising steps if it runs."""
@@ -81,7 +83,7 @@ def cancel_job(services: ServicesDep, principal: PrincipalDep, job_id: str, resp
             "content": {"text/event-stream": {"schema": _EVENT}},
         },
         204: {"description": "The job has ended, and the client has seen it: do not connect again."},
-        **problems(404, 503),
+        **problems(404, 410, 503),
     },
 )
 async def follow_job(

@@ -12,6 +12,7 @@ from redis.asyncio import Redis as AsyncRedis
 from starlette.concurrency import run_in_threadpool
 
 from service.access.principal import Principal
+from service.errors import Gone
 from service.jobs.schemas import Job
 from service.state import Services
 from workers.jobs import Event, UnknownJob, parse_events
@@ -22,8 +23,16 @@ _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 
 
 def find(services: Services, principal: Principal, job_id: str) -> JobRecord:
-    """Return a job that may be seen. Raises `UnknownJob`, for somebody else's too."""
-    record = services.jobs.get(job_id)
+    """Return a job that may be seen. Raises `UnknownJob`, for somebody else's too, and `Gone` for one forgotten."""
+    try:
+        record = services.jobs.get(job_id)
+    except UnknownJob:
+        owner = services.jobs.owner_of_forgotten(job_id)
+        if owner is not None and principal.may_see(owner or None):
+            days = services.settings.job_ttl_s / 86_400
+            detail = f"The job ended more than {days:g} days ago and was forgotten. Its models are where they were."
+            raise Gone(detail) from None
+        raise
     if not principal.may_see(record.owner):
         raise UnknownJob(job_id)
     return record

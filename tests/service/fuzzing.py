@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -152,26 +153,21 @@ def main() -> int:
             print(f"round {rounds}: {total:,} requests, exit {status}, found {dict(found)}", flush=True)
             if status:
                 print(text[-6_000:])
-    result: dict[str, Any] = {
-        "requests": total,
-        "rounds": rounds,
-        "seconds": round(time.monotonic() - began, 1),
-        "schemathesis": _version("schemathesis"),
-        "python": platform.python_version(),
-        "checks": CHECKS,
-        "failures": dict(found),
-        "statuses": dict(sorted(counts["status"].items())),
-        "routes": dict(sorted(counts["route"].items())),
-    }
-    if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+            result: dict[str, Any] = {
+                "requests": total,
+                "wanted": arguments.requests,
+                "rounds": rounds,
+                "seconds": round(time.monotonic() - began, 1),
+                "schemathesis": version("schemathesis"),
+                "python": platform.python_version(),
+                "checks": CHECKS,
+                "failures": dict(found),
+                "statuses": dict(sorted(counts["status"].items())),
+                "routes": dict(sorted(counts["route"].items())),
+            }
+            if arguments.out:  # after each round: one that is broken off leaves what it found so far
+                arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     return 1 if found or any(status.startswith("5") and status != "503" for status in counts["status"]) else 0
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
 
 
 if __name__ == "__main__":
