@@ -39,6 +39,7 @@ from workers.messages import (
     StoredModel,
     unpack_samples,
 )
+from workers.remote import fetch
 from workers.runtime import Runtime
 
 _log = logging.getLogger(__name__)
@@ -173,6 +174,9 @@ def _read(inputs: InputRef | None, runtime: Runtime) -> Samples:
     if inputs is None:
         raise InvalidRequest("This bundle conditions on samples only; send some.")
     store, limits = runtime.models.store, runtime.settings.limits()
+    if inputs.kind == "uri":
+        data = with_patience(lambda: fetch(inputs.key, runtime.settings), runtime.settings.outage_s, StoreUnavailable)
+        return read_dataset(data, limits)
     data = with_patience(lambda: store.get(inputs.key), runtime.settings.outage_s, StoreUnavailable)
     if inputs.kind == "dataset":
         return read_dataset(data, limits)
@@ -233,7 +237,7 @@ def _save(runtime: Runtime, artifacts: Artifacts) -> None:
 
 
 def _forget_inputs(record: JobRecord, runtime: Runtime) -> None:
-    if record.inputs is None:
+    if record.inputs is None or record.inputs.kind == "uri":  # that one is not ours
         return
     try:
         runtime.models.store.delete(record.inputs.key)

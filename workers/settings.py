@@ -63,12 +63,25 @@ class Settings(BaseSettings):
     max_classes: int = Field(default=200, ge=2)
     max_label_length: int = Field(default=200, ge=1)
 
+    dataset_buckets: tuple[str, ...] = Field(
+        default=(),
+        description="Buckets that `dataset_uri` may name; whoever may create jobs can train on everything in them.",
+    )
+    max_dataset_bytes: int = Field(default=100_000_000, ge=1, description="Of a file that `dataset_uri` names.")
+
     def open_store(self) -> ObjectStore:
         """Open the store. Raises what `model_store.store.open_store` raises."""
-        if not self.store_url.startswith("s3://"):
-            return open_store(self.store_url)
+        return self._open(self.store_url)
+
+    def open_bucket(self, bucket: str) -> ObjectStore:
+        """Open a bucket of `dataset_buckets`, with the store's endpoint and credentials."""
+        return self._open(f"s3://{bucket}")
+
+    def _open(self, url: str) -> ObjectStore:
+        if not url.startswith("s3://"):
+            return open_store(url)
         return open_store(
-            self.store_url,
+            url,
             endpoint_url=self.s3_endpoint_url,
             public_endpoint_url=self.s3_public_endpoint_url,
             region=self.s3_region,

@@ -106,12 +106,13 @@ def _create(
     job_id = f"job-{uuid.uuid4().hex}"
     inputs = InputRef(
         kind=upload.kind,
-        key=keys.job_input(job_id, upload.kind),
+        key=upload.body.decode() if upload.kind == "uri" else keys.job_input(job_id, upload.kind),
         size=len(upload.body),
         sha256=hashlib.sha256(upload.body).hexdigest(),
         content_type=upload.content_type,
     )
-    services.store.put(inputs.key, upload.body, content_type=inputs.content_type)
+    if upload.kind != "uri":
+        services.store.put(inputs.key, upload.body, content_type=inputs.content_type)
     wanted = JobRecord(
         id=job_id, kind="generate", queue=GENERATE_QUEUE, request=request, inputs=inputs, owner=principal.owner
     )

@@ -42,7 +42,7 @@ def test_both_bodies_of_generate(schema: dict[str, Any]) -> None:
     assert set(content) == {"multipart/form-data", "application/json"}
     form = schema["components"]["schemas"]["GenerateForm"]["properties"]
     body = schema["components"]["schemas"]["GenerateJson"]["properties"]
-    assert set(form) - set(body) == {"labels", "dataset"}
+    assert set(form) - set(body) == {"labels", "dataset"}  # and `dataset_uri` in both
     assert all(option.get("description") for option in (*form.values(), *body.values()))
     for properties in (form, body):
         assert properties["method"]["enum"] == ["conditional-mean", "diffusion", "kde", "retrieve"]
