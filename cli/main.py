@@ -148,6 +148,8 @@ def generate(
                 with console.status("starting a private service"):
                     stack.start()
                 server = stack.url
+                if stack.key_file:
+                    token = stack.key_file.read_text()
             client = cleanup.enter_context(LoomweightClient(server, token=token))
             run(client, folder, options, weights=out, onnx=onnx, console=console)
         except Unreachable as error:

@@ -59,14 +59,8 @@ class Access:
             if hmac.compare_digest(known, given):
                 return principal
         most = self.settings.wrong_keys_per_minute
-        try:
-            tried = self.limits.may_guess(address, most)
-        except RedisError:
-            tried = None
-        if tried and not tried.granted:
-            raise TooManyRequests(
-                "Too many wrong keys came from this address. Wait before the next try.", tried.retry_after_s
-            )
+        if not self.keys.remembers(token):  # behind a proxy all may have one address: known keys go on
+            self._check_guesses(address, most)
         key = self.keys.find(token)
         if key is None:
             try:
@@ -75,6 +69,17 @@ class Access:
                 _log.warning("a wrong key is not counted: %s", error)
             raise Unauthorized("This API key is not known, was revoked or is over its time.", known=False)
         return _principal(key)
+
+    def _check_guesses(self, address: str, most: int) -> None:
+        try:
+            tried = self.limits.may_guess(address, most)
+        except RedisError as error:
+            _log.warning("wrong keys are not counted: %s", error)
+            return
+        if not tried.granted:
+            raise TooManyRequests(
+                "Too many wrong keys came from this address. Wait before the next try.", tried.retry_after_s
+            )
 
     def enter(self, method: str, path: str, token: str | None, address: str) -> _Pass:
         """Let a request pass, or raise the `ServiceError` that refuses it."""

@@ -191,6 +191,13 @@ class KnownKeys:
             return None
         return key if any(secret.matches(parts[1], now) for secret in key.secrets) else None
 
+    def remembers(self, token: str) -> bool:
+        """Whether the token was good for a key when the store was asked last."""
+        parts = parse(token)
+        _, key = self._known.get(parts[0], (0.0, None)) if parts else (0.0, None)
+        now = datetime.now(UTC)
+        return parts is not None and key is not None and any(secret.matches(parts[1], now) for secret in key.secrets)
+
     def by_id(self, key_id: str) -> ApiKey | None:
         """Return a key, None if there is none. Raises `StoreUnavailable`."""
         return self._get(key_id)
