@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning; several processes share the cores here.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint bench chaos clean deploy-check observability-check dashboards-check restore-drill images images-check pin-images smoke constraints
+.PHONY: setup demo test lint bench chaos clean deploy-check observability-check dashboards-check restore-drill images images-check pin-images smoke constraints fuzz audit
 
 setup: .venv/.ready
 
@@ -73,6 +73,18 @@ restore-drill: setup
 # Workers are killed, Valkey restarts, S3 goes away: every accepted job still ends once, truthfully.
 chaos: setup
 	$(BIN)/python -m tests.e2e.chaos --out docs/results/chaos.json
+
+# Security: docs/security.md ---------------------------------------------------------------------------------------------
+
+# Schemathesis over the whole API, at least FUZZ requests: about twenty minutes of one core.
+FUZZ ?= 20000
+fuzz: setup
+	$(BIN)/python -m tests.service.fuzzing --requests $(FUZZ) --seconds 300 --out docs/results/fuzz.json
+
+# Known vulnerabilities of what is installed. Needs the network: what could not be looked up is a failure too.
+audit: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[audit]'
+	$(BIN)/python -m pip_audit --strict --skip-editable --progress-spinner off
 
 VERSION ?= 0.1.0
 IMAGES ?= api worker trainer

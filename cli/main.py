@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from cli.jobs import jobs
+from cli.keys import keys
 from cli.store import store
 
 EXIT_FAILED = 1  # the request was refused, the job failed, or the service stopped by itself
@@ -34,9 +35,18 @@ def main() -> None:
 @click.option("--port", default=8000, show_default=True, help="Port to listen on.")
 @click.option("--workers", default=1, show_default=True, help="Gateway processes.")
 def serve(host: str, port: int, workers: int) -> None:
-    """Run the HTTP gateway. Settings come from LOOMWEIGHT_… variables."""
+    """Run the HTTP gateway. Settings come from LOOMWEIGHT_… variables.
+
+    API keys are needed unless only the loopback address is listened on: `loomweight keys create` makes one.
+    """
     import uvicorn
 
+    from cli.keys import NotSecure, decide_on_keys
+
+    try:
+        decide_on_keys(host)
+    except NotSecure as error:
+        _fail(str(error), EXIT_FAILED)
     uvicorn.run(
         "service.app:create_app", factory=True, host=host, port=port, workers=workers, timeout_graceful_shutdown=3
     )
@@ -73,6 +83,8 @@ def up(host: str, port: int, data: Path, bundle: Path | None) -> None:
         try:
             stack.start()
             click.echo(f"Loomweight is ready at {stack.url}")
+            if stack.key_file:
+                click.echo(f"It needs an API key; one with every scope is in {stack.key_file}")
             while True:
                 time.sleep(0.5)
                 stack.watch()
@@ -107,6 +119,7 @@ def up(host: str, port: int, data: Path, bundle: Path | None) -> None:
 @click.option("--temperature", type=float, help="Scale of the sampling noise.  [default: the bundle's]")
 @click.option("--refine-steps", type=int, help="Gradient steps after generation.  [default: 0]")
 @click.option("--seed", type=int, help="The same seed and samples give the same weights.  [default: random]")
+@click.option("--callback-url", help="Where a signed webhook goes when the job has ended.")
 @click.option("--out", default=Path("model.safetensors"), show_default=True, type=_FILE, help="Where the weights go.")
 @click.option("--onnx", type=_FILE, help="Where the runnable ONNX model goes, if wanted.")
 def generate(
@@ -136,6 +149,8 @@ def generate(
                 with console.status("starting a private service"):
                     stack.start()
                 server = stack.url
+                if stack.key_file:
+                    token = stack.key_file.read_text()
             client = cleanup.enter_context(LoomweightClient(server, token=token))
             run(client, folder, options, weights=out, onnx=onnx, console=console)
         except Unreachable as error:
@@ -221,6 +236,7 @@ def verify(folder: Path | None) -> None:
     click.echo(f"{manifest['id']}: {len(manifest['files'])} files are as they should be.")
 
 
+main.add_command(keys)
 main.add_command(store)
 main.add_command(jobs)
 

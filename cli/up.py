@@ -7,6 +7,7 @@ the gateway takes no more, the worker ends, the broker goes last. What they say 
 import ctypes
 import fcntl
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -19,11 +20,14 @@ from typing import IO, Self
 
 import httpx
 
+from cli.keys import needs_keys
+
 START_SECONDS = 180.0
 STOP_SECONDS = 5.0
 SOFT_SHUTDOWN_SECONDS = 2.0
 _RESTARTS = 5  # of a worker within a minute, until it is given up
 _PR_SET_PDEATHSIG = 1
+_GIVEN_FIRST = {"LOOMWEIGHT_BOOTSTRAP_KEY", "LOOMWEIGHT_CALLBACK_SECRET"}  # ours only where the environment has none
 
 
 class StackError(Exception):
@@ -39,6 +43,12 @@ class Stack:
         self._lock: IO[bytes] | None = None
         self._worker_starts: list[float] = []
         self._environment: dict[str, str] = {}
+
+    @property
+    def key_file(self) -> Path | None:
+        """Where the key with every scope stands, if the service asks for keys and none was configured."""
+        made = self.data / "bootstrap.key"
+        return made if made.is_file() and "LOOMWEIGHT_BOOTSTRAP_KEY" not in os.environ else None
 
     @property
     def url(self) -> str:
@@ -110,7 +120,11 @@ class Stack:
             "LOOMWEIGHT_STORE_URL": str(self.data / "store"),
             "LOOMWEIGHT_BUNDLE_DIR": str(self.bundle),
             "LOOMWEIGHT_SOFT_SHUTDOWN_S": str(SOFT_SHUTDOWN_SECONDS),
+            "LOOMWEIGHT_CALLBACK_SECRET": _kept_secret(self.data / "callback.secret"),
         }
+        if needs_keys(self.host):
+            ours["LOOMWEIGHT_BOOTSTRAP_KEY"] = _kept_secret(self.data / "bootstrap.key")
+        ours = {name: os.environ.get(name, value) if name in _GIVEN_FIRST else value for name, value in ours.items()}
         # Idle OpenMP threads sleep instead of spinning: the gateway, the broker and the client share these cores.
         return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **ours}
 
@@ -151,6 +165,15 @@ class Stack:
             if time.monotonic() > end:
                 raise StackError(f"The service is not ready after {seconds:g} s; see {self.data / 'logs'}.")
             time.sleep(0.1)
+
+
+def _kept_secret(path: Path) -> str:
+    """Return the secret in a file that only its owner can read; made at the first start."""
+    with suppress(FileExistsError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(32))
+    return path.read_text().strip()
 
 
 def free_port() -> int:

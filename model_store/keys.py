@@ -4,9 +4,11 @@
     models/{model_id}/model.onnx            the runnable model, if it has one
     models/{model_id}/embedding.{part}      what a similarity part makes of the tensors; may be made again at any time
     models/{model_id}/card.json             written last: a model exists once its card does
-    recent/…/{age}.{model_id}               empty objects that put models in order, newest first
+    recent/…/{age}.{model_id}               empty objects that put models in order, newest first: all, those of a
+                                            target, those of an owner, those of an owner and target
     inputs/{job_id}/{name}                  what a client uploaded for a job
     jobs/{job_id}.json                      the record of an ended job
+    access/{key_id}.json                    what is kept of an API key
 
 Every function raises `InvalidKey` for an id that does not match `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.
 """
@@ -20,6 +22,7 @@ MODELS = "models/"
 RECENT = "recent/"
 INPUTS = "inputs/"
 JOBS = "jobs/"
+ACCESS = "access/"
 
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _ID = re.compile(ID_PATTERN)
@@ -71,9 +74,10 @@ def model_of(key: str) -> str:
     return key.rpartition("/")[2].partition(".")[2]
 
 
-def recent(target: str | None = None) -> str:
-    """The folder that lists all models, or those of one target, newest first."""
-    return f"{RECENT}all/" if target is None else f"{RECENT}target/{_id(target)}/"
+def recent(target: str | None = None, owner: str | None = None) -> str:
+    """The folder that lists all models, or those of one target, one owner, or both, newest first."""
+    top = RECENT if owner is None else f"{RECENT}owner/{_id(owner)}/"
+    return f"{top}all/" if target is None else f"{top}target/{_id(target)}/"
 
 
 def recent_entry(created_at: datetime, model_id: str) -> str:
@@ -101,3 +105,8 @@ def job_input(job_id: str, name: str) -> str:
 def job_record(job_id: str) -> str:
     """The record of an ended job."""
     return f"{JOBS}{_id(job_id)}.json"
+
+
+def access_key(key_id: str) -> str:
+    """What is kept of an API key."""
+    return f"{ACCESS}{_id(key_id)}.json"

@@ -77,8 +77,10 @@ class ModelRepository:
             return False
         return True
 
-    def list(self, *, after: str | None = None, limit: int = 50, target: str | None = None) -> ModelPage:
-        """Return up to `limit` (1 to 500) models after the cursor `after`, newest first.
+    def list(
+        self, *, after: str | None = None, limit: int = 50, target: str | None = None, owner: str | None = None
+    ) -> ModelPage:
+        """Return up to `limit` (1 to 500) models after the cursor `after`, newest first: all, or one owner's.
 
         Raises ValueError for another limit, `InvalidKey` for what no `next_cursor` was.
         """
@@ -88,7 +90,7 @@ class ModelRepository:
             keys.cursor(after)
         if target is not None and not keys.is_id(target):
             return ModelPage(models=(), next_cursor=None)
-        folder = keys.recent(target)
+        folder = keys.recent(target, owner)
         last = None if after is None else folder + after
         found: list[tuple[str, ModelCard]] = []
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -226,9 +228,9 @@ class ModelRepository:
 
 
 def _entries(card: ModelCard) -> tuple[str, ...]:
-    """Where a model is listed: among all, and among those of its target."""
+    """Where a model is listed: among all, those of its target, and both of these for its owner."""
     name = keys.recent_entry(card.created_at, card.id)
-    folders = {keys.recent(), keys.recent(card.target)}
+    folders = {keys.recent(target, owner) for target in (None, card.target) for owner in (None, card.owner)}
     return tuple(sorted(folder + name for folder in folders))
 
 

@@ -88,6 +88,9 @@ class ModelCard(Record):
     licence: str = Field(description="SPDX identifier of the weights' licence, or its name.", examples=["CC0-1.0"])
     created_at: AwareDatetime = Field(description="When the model was stored.")
     onnx: Artifact | None = Field(default=None, description="The runnable ONNX model; null if there is none.")
+    owner: ModelId | None = Field(
+        default=None, description="Owner of the API key that the model was made with; null where keys are off."
+    )
 
 
 class ModelPage(Record):

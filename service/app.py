@@ -1,14 +1,12 @@
 """The gateway put together. `uvicorn --factory service.app:create_app` runs it."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
-from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
-from pydantic.json_schema import models_json_schema
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -16,10 +14,13 @@ from starlette.concurrency import run_in_threadpool
 
 from model_store.measured import MeasuredStore
 from model_store.models import ModelRepository
+from service.access.gate import Access, Gate
+from service.access.keys import Keys
+from service.access.limits import RateLimits
 from service.catalogue import endpoints as catalogue
 from service.catalogue.service import Catalogue
 from service.console import endpoints as console
-from service.errors import Problem, install_handlers
+from service.errors import install_handlers
 from service.generations import endpoints as generations
 from service.health import endpoints as health
 from service.jobs import endpoints as jobs
@@ -27,9 +28,14 @@ from service.jobs.reaper import Reaper
 from service.metrics import Metrics
 from service.middleware import Boundary
 from service.models import endpoints as models
+from service.openapi import document
 from service.settings import GatewaySettings
 from service.similarity import endpoints as similarity
 from service.state import Services
+from service.webhooks.addresses import Rules
+from service.webhooks.outbox import Outbox
+from service.webhooks.sender import Sender
+from workers import logs, tracing
 from workers.client import QueueClient
 
 _DESCRIPTION = """Neural network weights on demand: a few labelled images in, a working network out.
@@ -39,7 +45,11 @@ Errors are [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problem documents;
 
 def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     """Make the gateway. Settings default to the environment; nothing is contacted before the first request."""
-    services = _open(settings or GatewaySettings())
+    settings = settings or GatewaySettings()
+    if settings.log_format == "json":
+        logs.configure("json")
+        logging.getLogger("uvicorn.access").disabled = True  # `service.middleware` says the same, and whose it was
+    services = _open(settings)
     app = FastAPI(
         title="Loomweight",
         version=version("loomweight"),
@@ -48,18 +58,20 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         lifespan=_lifespan,
         redirect_slashes=False,
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.services = services
     for domain in (generations, jobs, models, similarity, catalogue, health, console):
         # `include_router` would look for changes of each router at every request.
         app.router.routes.extend(domain.router.routes)
     install_handlers(app)
+    app.add_middleware(Gate, access=services.access)
     app.add_middleware(
         Boundary,
         metrics=services.metrics,
         settings=services.settings,
     )
-    _document(app)
+    document(app, (*generations.BODIES, *models.BODIES, *similarity.BODIES))
     return app
 
 
@@ -86,21 +98,27 @@ def _open(settings: GatewaySettings) -> Services:
         models=ModelRepository(store),
         catalogue=Catalogue(settings.bundle_dir),
         metrics=metrics,
+        access=Access(settings, Keys(store), RateLimits(redis, settings.redis_prefix)),
+        outbox=Outbox(redis, settings.redis_prefix),
+        callback_rules=Rules(settings.callback_networks, settings.callback_hosts),
     )
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
-    reaping = asyncio.create_task(_reap(services))
+    tracing.configure("loomweight-gateway", services.settings.traces_endpoint)
+    tasks = [asyncio.create_task(_reap(services)), asyncio.create_task(Sender(services).run())]
     yield
-    reaping.cancel()
-    with suppress(asyncio.CancelledError):
-        await reaping
+    for task in tasks:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
     await services.followers.aclose()
     services.redis.close()
     services.queue.close()
     services.store.close()
+    tracing.close()
 
 
 async def _reap(services: Services) -> None:
@@ -108,36 +126,3 @@ async def _reap(services: Services) -> None:
     while True:
         await asyncio.sleep(services.settings.reaper_interval_s)
         await run_in_threadpool(reaper.tick)
-
-
-def _document(app: FastAPI) -> None:
-    """Complete the OpenAPI schema with what FastAPI cannot see: problem documents, and bodies read by hand."""
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            schema = get_openapi(
-                title=app.title,
-                version=app.version,
-                description=app.description,
-                license_info=app.license_info,
-                routes=app.routes,
-            )
-            _, unseen = models_json_schema(
-                [
-                    (Problem, "serialization"),
-                    *((body, "validation") for body in (*generations.BODIES, *models.BODIES, *similarity.BODIES)),
-                ],
-                ref_template="#/components/schemas/{model}",
-            )
-            schemas = schema["components"]["schemas"]
-            schemas |= unseen["$defs"]
-            # FastAPI adds a 422 of its own to whatever has a parameter; where one can be wrong, ours stands there.
-            for operation in (operation for path in schema["paths"].values() for operation in path.values()):
-                if "application/json" in operation["responses"].get("422", {}).get("content", {}):
-                    del operation["responses"]["422"]
-            for name in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(name, None)
-            app.openapi_schema = schema
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]

@@ -2,12 +2,16 @@
 
 ServiceError                 carries status, slug (the end of its `type`), title; the detail says what to do
 ├── Malformed            400
+├── Unauthorized         401   with WWW-Authenticate
+├── Forbidden            403
 ├── NotFound             404
 ├── Conflict             409
+├── Gone                 410
 ├── TooLarge             413
 ├── UnsupportedType      415
 ├── RangeNotSatisfiable  416
 ├── Unprocessable        422
+├── TooManyRequests      429   with Retry-After
 └── Unavailable          503   with Retry-After
 """
 
@@ -59,6 +63,22 @@ class Malformed(ServiceError):
     status, slug, title = 400, "malformed-request", "The request cannot be read"
 
 
+class Unauthorized(ServiceError):
+    """No API key, or none that is good."""
+
+    status, slug, title = 401, "unauthorized", "An API key is needed"
+
+    def __init__(self, detail: str, *, known: bool = True) -> None:
+        challenge = 'Bearer realm="loomweight"' + ("" if known else ', error="invalid_token"')
+        super().__init__(detail, headers={"WWW-Authenticate": challenge})
+
+
+class Forbidden(ServiceError):
+    """Whoever asks may not do this."""
+
+    status, slug, title = 403, "forbidden", "This is not allowed"
+
+
 class NotFound(ServiceError):
     """There is no such thing."""
 
@@ -69,6 +89,12 @@ class Conflict(ServiceError):
     """The request contradicts the state of things."""
 
     status, slug, title = 409, "conflict", "The request comes at the wrong time"
+
+
+class Gone(ServiceError):
+    """It was there, and time is up."""
+
+    status, slug, title = 410, "expired", "It was there, and is no longer kept"
 
 
 class TooLarge(ServiceError):
@@ -123,6 +149,15 @@ class KeyInFlight(Conflict):
     """The first request with an idempotency key is not answered yet."""
 
     slug, title = "idempotency-key-in-flight", "The first request with this idempotency key is not answered yet"
+
+
+class TooManyRequests(ServiceError):
+    """An allowance is used up."""
+
+    status, slug, title = 429, "too-many-requests", "Too many requests"
+
+    def __init__(self, detail: str, retry_after_s: int, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail, headers={**(headers or {}), "Retry-After": str(retry_after_s)})
 
 
 class Unavailable(ServiceError):
@@ -227,13 +262,16 @@ def install_handlers(app: FastAPI) -> None:
 
 _DESCRIPTIONS = {
     400: "Malformed.",
-    404: "There is no such thing.",
+    401: "No API key, or none that is good.",
+    403: "The API key lacks the scope.",
+    404: "There is no such thing, or it is somebody else's.",
     409: "At the wrong time.",
-    410: "It was there, and is gone.",
+    410: "It was there, and is no longer kept.",
     413: "Over a limit.",
     415: "A format that is not read.",
     416: "The range lies outside the file.",
     422: "Readable, but it makes no sense.",
+    429: "An allowance is used up; `Retry-After` says when to try again.",
     503: "A part is down or full; `Retry-After` says when to try again.",
 }
 

@@ -51,6 +51,12 @@ class Metrics:
         )
         for status in ("queued", "failed", "canceled", "expired"):
             self.reaped.labels(status)  # a counter that appears with its first event hides that event from `increase`
+        self.webhooks = Counter(
+            "loomweight_webhooks",
+            "Attempts to deliver webhooks: delivered, failed or refused (tried again), gone (410), given-up, dropped.",
+            ("outcome",),
+            registry=self.registry,
+        )
         self._store_seconds = Histogram(
             "loomweight_store_operation_seconds",
             "Time of each call of the store; `unavailable` is the store's fault.",

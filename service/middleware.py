@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import ServiceError, TooLarge, Unavailable, problem_response
 from service.metrics import Metrics
 from service.settings import GatewaySettings
+from workers import logs, tracing
 
 _FORM_BYTES = 100_000  # what surrounds the files of a form
 _CHECKPOINTS = {"/models": 1, "/similarity": 2}
@@ -39,6 +40,17 @@ class Boundary:
         given = headers.get("x-request-id", "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
         scope.setdefault("state", {})["request_id"] = request_id
+        carrier = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
+        # A task of the server's own serves each request, so nothing needs to be set back.
+        logs.request_id.set(request_id)
+        with tracing.span(scope["method"], carrier, path=scope["path"]) as span:
+            await self._serve(scope, receive, send, request_id, began)
+            if span is not None:
+                route = getattr(scope.get("route"), "path", "unmatched")
+                span.update_name(f"{scope['method']} {route}")
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str, began: float) -> None:
+        headers = Headers(scope=scope)
         body = self._body(scope, receive)
         status = 0
 
@@ -66,7 +78,18 @@ class Boundary:
         finally:
             body.close()
             route = getattr(scope.get("route"), "path", "unmatched")
-            self._metrics.observe(scope["method"], route, status or 499, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self._metrics.observe(scope["method"], route, status or 499, seconds)
+            principal = scope["state"].get("principal")
+            fields = {
+                "method": scope["method"],
+                "route": route,
+                "path": scope["path"],
+                "status": status or 499,
+                "milliseconds": round(1e3 * seconds, 1),
+                "key_id": principal.key_id if principal else None,
+            }
+            _log.info("%s %s: %d", scope["method"], scope["path"], status or 499, extra={"fields": fields})
 
     def _body(self, scope: Scope, receive: Receive) -> "_Body":
         files = _CHECKPOINTS.get(scope["path"], 0) if scope["method"] == "POST" else 0

@@ -1,6 +1,8 @@
 """What the gateway is told through its environment, beyond what it shares with the workers."""
 
-from pydantic import Field
+from ipaddress import IPv4Network, IPv6Network
+
+from pydantic import Field, SecretStr
 
 from workers.settings import Settings
 
@@ -51,4 +53,49 @@ class GatewaySettings(Settings):
     )
     reaper_interval_s: float = Field(
         default=5, gt=0, description="Between two looks for jobs that nobody takes care of."
+    )
+
+    require_keys: bool = Field(
+        default=True,
+        description="Whether requests need an API key. `loomweight serve` and `up` turn it off where they listen on "
+        "the loopback address alone, unless this is set.",
+    )
+    open_to_network_without_keys: bool = Field(
+        default=False,
+        description="Serve a network without keys: whoever reaches the service may do everything. Without this, "
+        "`require_keys` can only be turned off on the loopback address.",
+    )
+    bootstrap_key: SecretStr | None = Field(
+        default=None, min_length=32, description="A key with every scope, besides those in the store."
+    )
+    metrics_key: SecretStr | None = Field(
+        default=None, min_length=32, description="A key that opens /metrics and nothing else, for Prometheus."
+    )
+    open_metrics: bool = Field(default=False, description="Give /metrics to whoever asks.")
+    key_cache_s: float = Field(default=5, ge=0, description="How long a revoked key may go on working.")
+    requests_per_minute: int = Field(default=600, ge=1, description="Of a key that has no figure of its own.")
+    jobs_per_day: int | None = Field(default=None, ge=1, description="Of a key that has no figure of its own.")
+    active_jobs: int | None = Field(
+        default=200, ge=1, description="Jobs of an owner that may wait or run at once, by a key without its own figure."
+    )
+    wrong_keys_per_minute: int = Field(
+        default=60, ge=1, description="Keys that are none, from one address, until it is told to wait."
+    )
+
+    callback_secret: SecretStr | None = Field(
+        default=None,
+        min_length=32,
+        description="What the keys' webhook secrets are derived from. Without it, `callback_url` is refused.",
+    )
+    callback_networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(), description='Internal networks that webhooks may go to, over plain HTTP too: `["10.1.0.0/16"]`.'
+    )
+    callback_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="If any are named, webhooks go to these hosts alone; `.example.com` stands for all below it.",
+    )
+    callback_interval_s: float = Field(default=1, gt=0, description="Between two looks for webhooks that are due.")
+    callback_retries_s: tuple[float, ...] = Field(
+        default=(5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400),
+        description="Pauses after attempts that failed, a fifth more or less; after the last one it is given up.",
     )

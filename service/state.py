@@ -9,9 +9,12 @@ from redis.asyncio import Redis as AsyncRedis
 
 from model_store.models import ModelRepository
 from model_store.store import ObjectStore
+from service.access.gate import Access
 from service.catalogue.service import Catalogue
 from service.metrics import Metrics
 from service.settings import GatewaySettings
+from service.webhooks.addresses import Rules
+from service.webhooks.outbox import Outbox
 from workers.client import QueueClient
 from workers.jobs import Jobs
 from workers.registry import Registry
@@ -32,6 +35,9 @@ class Services:
     models: ModelRepository
     catalogue: Catalogue
     metrics: Metrics
+    access: Access
+    outbox: Outbox
+    callback_rules: Rules
 
 
 async def _services(request: Request) -> Services:

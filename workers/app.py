@@ -13,8 +13,9 @@ from contextlib import ExitStack
 from celery import Celery, signals
 from celery.worker import state
 
-from workers import metrics, runtime, watchdog
+from workers import logs, metrics, runtime, watchdog
 from workers.client import make_celery
+from workers.following import Following
 from workers.generate import generate
 from workers.messages import GENERATE_TASK, SIMILARITY_TASK
 from workers.similarity import compare
@@ -48,6 +49,7 @@ class _Process:
         self._settings = settings
         self._runtime: runtime.Runtime | None = None
         self._open = ExitStack()
+        self._following = Following(settings)
 
     def attach(self, app: Celery) -> None:
         app.task(name=GENERATE_TASK)(self.generate)
@@ -56,6 +58,8 @@ class _Process:
         signals.worker_process_init.connect(self.start_child, weak=False)
         signals.worker_process_shutdown.connect(self.stop_child, weak=False)
         signals.worker_ready.connect(self.start_watchdog, weak=False)
+        signals.setup_logging.connect(lambda **_: None, weak=False)  # `main` did, and Celery is to leave it alone
+        self._following.attach()
 
     def generate(self, job_id: str) -> None:
         assert self._runtime is not None, "the task runs only in a child that was started"
@@ -92,8 +96,8 @@ def main() -> None:
     `REMAP_SIGTERM=SIGQUIT` must be in the environment before Celery is imported for SIGTERM to be bounded by
     `soft_shutdown_s`; the command `loomweight worker` sees to that.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = WorkerSettings()
+    logs.configure(settings.log_format)
     app = create_app(settings)
     name = f"--hostname=loomweight-{os.getpid()}@%h"
     queues = f"--queues={','.join(settings.queues)}"

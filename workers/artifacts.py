@@ -19,6 +19,7 @@ class Origin(NamedTuple):
     job_id: str
     condition_sha256: str
     n_holdout: int
+    owner: str | None = None
 
 
 class Artifacts(NamedTuple):
@@ -67,6 +68,7 @@ def export(generator: Generator, result: GenerationResult, model: GeneratedModel
         licence=licence,
         created_at=datetime.now(UTC),
         onnx=Artifact(sha256=hashlib.sha256(onnx).hexdigest(), size=len(onnx)),
+        owner=origin.owner,
     )
     return Artifacts(card, weights, onnx)
 

@@ -2,6 +2,7 @@
 
 from celery import Celery
 
+from workers import tracing
 from workers.messages import GENERATE_QUEUE, QUEUES, TASKS, JobRecord
 
 
@@ -49,6 +50,7 @@ class QueueClient:
             kwargs={"job_id": job.id},
             queue=job.queue,
             task_id=job.id,
+            headers=tracing.carried(),
             retry=True,
             retry_policy={"max_retries": 1, "interval_start": 0.1},
         )

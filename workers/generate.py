@@ -38,6 +38,7 @@ from workers.messages import (
     StoredModel,
     unpack_samples,
 )
+from workers.remote import fetch
 from workers.runtime import Runtime
 
 _log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def _produce(generator: Generates, attempt: Attempt) -> GenerateResult:
     result = generator.generate(samples.images, samples.labels, options, progress=report, canceled=lease.must_stop)
     timings |= result.timings_ms
     with _timed(timings, "store"):
-        origin = Origin(record.id, samples.sha256, result.n_holdout)
+        origin = Origin(record.id, samples.sha256, result.n_holdout, record.owner)
         models = _store(attempt, result, origin)
 
     _observe(record, options, result, timings)
@@ -154,6 +155,9 @@ def _read(inputs: InputRef | None, runtime: Runtime) -> Samples:
     if inputs is None:
         raise InvalidRequest("This bundle conditions on samples only; send some.")
     store, limits = runtime.models.store, runtime.settings.limits()
+    if inputs.kind == "uri":
+        data = with_patience(lambda: fetch(inputs.key, runtime.settings), runtime.settings.outage_s, StoreUnavailable)
+        return read_dataset(data, limits)
     data = with_patience(lambda: store.get(inputs.key), runtime.settings.outage_s, StoreUnavailable)
     if inputs.kind == "dataset":
         return read_dataset(data, limits)
@@ -161,7 +165,7 @@ def _read(inputs: InputRef | None, runtime: Runtime) -> Samples:
 
 
 def _options(record: JobRecord, runtime: Runtime) -> GenerateOptions:
-    wanted = record.request.model_dump()
+    wanted = record.request.model_dump(exclude={"callback_url"})
     wanted["target"] = wanted["target"] or runtime.generator.bundle.manifest["default_target"]
     if wanted["seed"] is None:
         # As random as the id of the job, and the same when the job runs again after a crash: so are then its models.

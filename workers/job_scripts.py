@@ -33,8 +33,11 @@ local function close(status, field, value)
   redis.call('HSET', job, 'finished_at', stamp())
   if field then redis.call('HSET', job, field, value) end
   move(status)
+  if get('owner') ~= '' then redis.call('SREM', prefix .. 'active:' .. get('owner'), id) end
+  if redis.call('EXISTS', prefix .. 'callback:' .. id) == 1 then redis.call('ZADD', prefix .. 'callbacks', now, id) end
   redis.call('EXPIRE', job, ttl)
   redis.call('EXPIRE', stream, ttl)
+  redis.call('SET', prefix .. 'forgotten:' .. id, get('owner'), 'EX', ttl * 7)
   redis.call('ZADD', prefix .. 'ended', now + ttl, id)
   redis.call('ZADD', prefix .. 'unfiled', now, id)
 end
@@ -119,6 +122,12 @@ local seq = redis.call('INCR', prefix .. 'seq')
 redis.call('HSET', job, 'queue', ARGV[6], 'seq', seq, 'attempt', 0, 'created_at', stamp(), 'status', 'queued',
   unpack(ARGV, 10))
 redis.call('ZADD', prefix .. 'jobs', seq, id)
+if get('owner') ~= '' then
+  local owned, oldest = prefix .. 'owned:' .. get('owner'), redis.call('ZRANGE', prefix .. 'jobs', 0, 0, 'WITHSCORES')
+  redis.call('ZADD', owned, seq, id)
+  redis.call('ZREMRANGEBYSCORE', owned, '-inf', '(' .. oldest[2])
+  redis.call('SADD', prefix .. 'active:' .. get('owner'), id)
+end
 move('queued')
 redis.call('ZADD', place('queued'), seq, id)
 redis.call('ZADD', prefix .. 'due', now + tonumber(ARGV[8]), id)

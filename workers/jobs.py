@@ -21,6 +21,9 @@ Keys, all below the prefix:
     job:{id}               hash     the record: seq, status, worker, …; request, inputs, progress, result, error (JSON)
     events:{id}            stream   every transition and progress step: event, data (JSON); capped
     jobs, jobs:{status}    zset     ids by sequence number: the listing
+    owned:{owner}          zset     ids by sequence number: what an owner's listing shows
+    active:{owner}         set      ids that wait or run
+    callbacks              zset     ids of ended jobs whose webhook is to be sent (`service/webhooks`), by when
     queued:{queue}         zset     ids by sequence number: the queue's order as far as we know it
     running:{queue}        zset     ids by the time their lease runs out
     due                    zset     queued ids by the time their message is to be sent (again)
@@ -28,6 +31,7 @@ Keys, all below the prefix:
     idempotency:{sha256}   hash     fingerprint of the payload, job once created
     dead                   list     jobs that failed through no fault of the request's, newest first; capped
     unfiled                zset     ended ids by the time they ended, until the store has their record
+    forgotten:{id}         string   owner of a job that ended, a week longer than its record by default
     seq                    counter
 """
 
@@ -177,8 +181,17 @@ class Jobs:
             raise UnknownJob(job_id)
         return _record(job_id, fields)
 
-    def page(self, status: JobStatus | None = None, cursor: str | None = None, limit: int = 50) -> JobPage:
-        """Return a page of jobs, newest first. Raises ValueError for what no `next_cursor` was."""
+    def page(
+        self,
+        status: JobStatus | None = None,
+        cursor: str | None = None,
+        limit: int = 50,
+        *,
+        owner: str | None = None,
+    ) -> JobPage:
+        """Return a page of jobs, newest first: all, or one owner's. Raises ValueError for what no `next_cursor` was."""
+        if owner is not None:
+            return self._page_of(owner, status, cursor, limit)
         index = self._key("jobs", status) if status else self._prefix + "jobs"
         newest = f"({int(cursor)}" if cursor else "+inf"
         found = cast(
@@ -191,6 +204,35 @@ class Jobs:
             records = pipe.execute()
         jobs = [_record(job_id, fields) for (job_id, _), fields in zip(found, records, strict=False) if fields]
         return JobPage(jobs, str(int(found[limit - 1][1])) if len(found) > limit else None)
+
+    def _page_of(self, owner: str, status: JobStatus | None, cursor: str | None, limit: int) -> JobPage:
+        index, newest = self._key("owned", owner), f"({int(cursor)}" if cursor else "+inf"
+        found: list[tuple[float, JobRecord]] = []
+        while len(found) <= limit:  # one more than asked for tells whether there is another page
+            batch = cast(
+                "Sequence[tuple[str, float]]",
+                self._redis.zrevrangebyscore(index, newest, "-inf", start=0, num=200, withscores=True),
+            )
+            if not batch:
+                break
+            with self._redis.pipeline(transaction=False) as pipe:
+                for job_id, _ in batch:
+                    pipe.hgetall(self._key("job", job_id))
+                records = pipe.execute()
+            for (job_id, seq), fields in zip(batch, records, strict=True):
+                if fields and status in (None, fields["status"]):
+                    found.append((seq, _record(job_id, fields)))
+            newest = f"({int(batch[-1][1])}"
+        page = found[:limit]
+        return JobPage([job for _, job in page], str(int(page[-1][0])) if len(found) > limit else None)
+
+    def owner_of_forgotten(self, job_id: str) -> str | None:
+        """Return the owner ("" for nobody) of a job that ended and may be forgotten; None if there was none."""
+        return cast("str | None", self._redis.get(self._key("forgotten", job_id)))
+
+    def active(self, owner: str) -> int:
+        """Return how many jobs of an owner wait or run."""
+        return int(self._redis.scard(self._key("active", owner)))
 
     def queue_positions(self, records: Iterable[JobRecord]) -> dict[str, int]:
         """Return the place in their queue of those that wait: 1 is the next."""

@@ -3,6 +3,7 @@
 A queue message is nothing but `{"job_id": …}`; everything else stands in the job record (`workers/jobs.py`) and in the
 store. An upload is one object per job, `inputs/{job}/…`:
 
+    kind "uri"       none: `key` is the address of a dataset in a bucket of others, which is read and never changed
     kind "dataset"   the client's file as it came: zip, parquet or npz
     kind "samples"   images that came one by one, in this container (after the manner of safetensors):
 
@@ -97,6 +98,12 @@ class GenerateRequest(Message):
         description="The same seed, inputs, bundle and device give the same bytes. Default: random, and returned.",
     )
 
+    callback_url: str | None = Field(
+        default=None,
+        max_length=2_000,
+        description="Where a signed webhook (Standard Webhooks) goes when the job has ended: an https address.",
+    )
+
     @model_validator(mode="after")
     def _keep_within_candidates(self) -> Self:
         if self.keep > self.candidates:
@@ -138,7 +145,7 @@ JobRequest = GenerateRequest | SimilarityRequest | MatrixRequest | NeighboursReq
 class InputRef(Message):
     """Where a job's upload lies in the store."""
 
-    kind: Literal["samples", "dataset"]
+    kind: Literal["samples", "dataset", "uri"]
     key: str
     size: int = Field(ge=0)
     sha256: str

@@ -13,6 +13,7 @@ from redis.retry import Retry
 
 from model_store.store import ObjectStore, open_store
 from workers.jobs import Jobs
+from workers.logs import Format
 from workers.registry import Registry
 
 
@@ -57,16 +58,34 @@ class Settings(BaseSettings):
         default=1_000, ge=1, description="Jobs that may wait in a queue before more are turned away."
     )
 
+    log_format: Format = Field(default="text", description="`text`, or `json`: one object a line.")
+    traces_endpoint: str | None = Field(
+        default=None, description="An OTLP collector, `http://host:4318/v1/traces`; needs `loomweight[tracing]`."
+    )
+
     max_samples: int = Field(default=2_000, ge=2)
     max_classes: int = Field(default=200, ge=2)
     max_label_length: int = Field(default=200, ge=1)
 
+    dataset_buckets: tuple[str, ...] = Field(
+        default=(),
+        description="Buckets that `dataset_uri` may name; whoever may create jobs can train on everything in them.",
+    )
+    max_dataset_bytes: int = Field(default=100_000_000, ge=1, description="Of a file that `dataset_uri` names.")
+
     def open_store(self) -> ObjectStore:
         """Open the store. Raises what `model_store.store.open_store` raises."""
-        if not self.store_url.startswith("s3://"):
-            return open_store(self.store_url)
+        return self._open(self.store_url)
+
+    def open_bucket(self, bucket: str) -> ObjectStore:
+        """Open a bucket of `dataset_buckets`, with the store's endpoint and credentials."""
+        return self._open(f"s3://{bucket}")
+
+    def _open(self, url: str) -> ObjectStore:
+        if not url.startswith("s3://"):
+            return open_store(url)
         return open_store(
-            self.store_url,
+            url,
             endpoint_url=self.s3_endpoint_url,
             public_endpoint_url=self.s3_public_endpoint_url,
             region=self.s3_region,

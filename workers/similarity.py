@@ -183,7 +183,8 @@ def _stored(attempt: Attempt, embeddings: Embeddings, own: str) -> tuple[list[st
 def _newest(attempt: Attempt, most: int) -> Iterator[ModelCard]:
     after = None
     while most > 0:
-        listing = partial(attempt.runtime.models.list, after=after, limit=min(_PAGE, most))
+        owner = attempt.record.owner
+        listing = partial(attempt.runtime.models.list, after=after, limit=min(_PAGE, most), owner=owner)
         page = with_patience(listing, attempt.runtime.settings.outage_s, StoreUnavailable)
         yield from page.models
         most -= len(page.models)

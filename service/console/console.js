@@ -70,7 +70,8 @@ async function dropped(event) {
 
 async function ask(path, options) {
   const answer = await fetch(path, options);
-  const body = await answer.json();
+  const body = answer.status === 204 ? null : await answer.json();
+  if (answer.status === 401) at("sign-in").hidden = false;
   if (!answer.ok) throw new Error(`${body.title}. ${body.detail}`);
   return body;
 }
@@ -78,6 +79,26 @@ async function ask(path, options) {
 function complain(error) {
   at("problem").textContent = error ? error.message : "";
   at("problem").hidden = !error;
+}
+
+// The browser keeps the key as a cookie that no script can read: event streams and links carry it too.
+async function signIn(event) {
+  event.preventDefault();
+  complain(null);
+  try {
+    await ask("/session", { method: "PUT", headers: { Authorization: `Bearer ${at("key").value.trim()}` } });
+    at("key").value = "";
+    at("sign-in").hidden = true;
+    at("sign-out").hidden = false;
+    await loadTargets();
+  } catch (error) {
+    complain(error);
+  }
+}
+
+async function signOut() {
+  await ask("/session", { method: "DELETE" });
+  location.reload();
 }
 
 async function submit(event) {
@@ -191,6 +212,8 @@ async function loadTargets() {
 }
 
 at("form").addEventListener("submit", submit);
+at("sign-in").addEventListener("submit", signIn);
+at("sign-out").addEventListener("click", () => signOut().catch(complain));
 at("target").addEventListener("change", describe);
 at("folder").addEventListener("change", ({ target: { files } }) =>
   chooseFolder([...files].map((file) => ({ path: file.webkitRelativePath, file }))));

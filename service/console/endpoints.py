@@ -1,9 +1,19 @@
-"""`/`: the console page and its two files."""
+"""`/`: the console page and its two files; `/session`: the API key of whoever uses it, as a cookie.
 
+A page cannot send headers with event streams and links, and no script should be able to read a key that is kept: so
+the browser keeps it, out of reach of scripts and of other sites, until it is closed.
+"""
+
+from http import HTTPStatus
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
+from starlette.concurrency import run_in_threadpool
+
+from service.access.gate import COOKIE, bearer, neighbourhood, same_origin
+from service.errors import Forbidden, Unauthorized
+from service.state import ServicesDep
 
 router = APIRouter(include_in_schema=False)
 
@@ -31,3 +41,25 @@ async def style() -> FileResponse:
 async def script() -> FileResponse:
     """Its behaviour."""
     return FileResponse(_FOLDER / "console.js", headers=_HEADERS, media_type="text/javascript")
+
+
+@router.put("/session", status_code=HTTPStatus.NO_CONTENT)
+async def sign_in(request: Request, response: Response, services: ServicesDep) -> None:
+    """Keep the bearer token of this request as the console's cookie, if it is good."""
+    if not same_origin(request.headers):
+        raise Forbidden("Only the console signs in.")
+    if not services.settings.require_keys:
+        return
+    token = bearer(request.headers)
+    if token is None:
+        raise Unauthorized("Send an API key: `Authorization: Bearer lw_…`.")
+    address = neighbourhood(request.client.host if request.client else "")
+    await run_in_threadpool(services.access.principal, token, address)
+    secure = request.url.scheme == "https"
+    response.set_cookie(COOKIE, token, httponly=True, samesite="strict", secure=secure, path="/")
+
+
+@router.delete("/session", status_code=HTTPStatus.NO_CONTENT)
+async def sign_out(response: Response) -> None:
+    """Forget it."""
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict", path="/")

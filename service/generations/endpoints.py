@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from service.access.principal import Principal, PrincipalDep
 from service.errors import problems
 from service.generations.schemas import GenerateForm, GenerateJson
 from service.generations.service import create
@@ -57,6 +58,7 @@ async def generate(
     request: Request,
     response: Response,
     services: ServicesDep,
+    principal: PrincipalDep,
     prefer: Annotated[
         str, Header(description="`wait=N` holds the answer until the job ends or N seconds (60 at most) pass.")
     ] = "",
@@ -65,7 +67,8 @@ async def generate(
         Header(
             min_length=1,
             max_length=255,
-            description="The same key and payload lead to the same job, for a day unless configured otherwise.",
+            description="The same key and payload lead to the same job, for a day unless configured otherwise. "
+            "Idempotency keys of different API keys have nothing to do with each other.",
         ),
     ] = None,
 ) -> Job:
@@ -74,7 +77,7 @@ async def generate(
     Exactly one source: `samples` (files) with `labels`, one `dataset` file, or JSON `samples` in base64.
     """
     upload = await read_upload(request, services.settings)
-    record, new, job = await run_in_threadpool(_create, services, upload, idempotency_key)
+    record, new, job = await run_in_threadpool(_create, services, principal, upload, idempotency_key)
     response.headers["Location"] = f"/jobs/{record.id}"
     if not new:
         response.headers["Idempotent-Replayed"] = "true"
@@ -90,6 +93,8 @@ async def generate(
     return job
 
 
-def _create(services: Services, upload: Upload, idempotency_key: str | None) -> tuple[JobRecord, bool, Job]:
-    record, new = create(services, upload, idempotency_key)
+def _create(
+    services: Services, principal: Principal, upload: Upload, idempotency_key: str | None
+) -> tuple[JobRecord, bool, Job]:
+    record, new = create(services, principal, upload, idempotency_key)
     return record, new, show(services, record)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from workers.messages import GenerateRequest
 
 _LABEL = "Name of the class."
+_URI = "`s3://bucket/key` of a file as `dataset` takes; only buckets that the operator allows."
 
 
 def _decoded(text: object) -> bytes:
@@ -32,7 +33,8 @@ class Sample(BaseModel):
 class GenerateJson(GenerateRequest):
     """The JSON form."""
 
-    samples: list[Sample] = Field(description="Labelled images.")
+    samples: list[Sample] | None = Field(default=None, description="Labelled images.")
+    dataset_uri: str | None = Field(default=None, max_length=1_000, description=_URI)
 
 
 class GenerateForm(GenerateRequest):
@@ -45,3 +47,4 @@ class GenerateForm(GenerateRequest):
         description="One file: a zip of `class/name.png`, a parquet in the Hugging Face image classification layout, "
         "or an npz with `x` (n,h,w[,c] uint8) and `y`.",
     )
+    dataset_uri: str | None = Field(default=None, max_length=1_000, description=_URI)

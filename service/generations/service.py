@@ -5,15 +5,19 @@ import logging
 import secrets
 import uuid
 from contextlib import suppress
+from functools import partial
 
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from model_store import keys
+from service.access.admission import admitted
+from service.access.principal import Principal
 from service.catalogue.schemas import Target
-from service.errors import InvalidSamples
+from service.errors import InvalidSamples, Unprocessable
 from service.generations.uploads import Upload
 from service.state import Services
+from service.webhooks.addresses import NotAllowed
 from workers.jobs import QueueFull
 from workers.messages import GENERATE_QUEUE, LARGE_QUEUE, MAX_SEED, GenerateRequest, InputRef, JobRecord
 
@@ -21,20 +25,38 @@ _log = logging.getLogger(__name__)
 _STEPS = 30  # of a request that leaves them to the bundle, about
 
 
-def create(services: Services, upload: Upload, idempotency_key: str | None) -> tuple[JobRecord, bool]:
+def create(
+    services: Services, principal: Principal, upload: Upload, idempotency_key: str | None
+) -> tuple[JobRecord, bool]:
     """Create the job, or return the one that the key led to before; says whether it is new."""
     request = _resolve(upload, services.catalogue.target(upload.options.target))
+    if request.callback_url is not None:
+        _check_callback(services, principal, request.callback_url)
     if idempotency_key is None:
-        return _create(services, upload, request, None), True
-    known = services.jobs.reserve(idempotency_key, upload.fingerprint())
+        return admitted(services, principal, partial(_create, services, principal, upload, request, None)), True
+    own_key = idempotency_key if principal.owner is None else f"{principal.owner}\0{idempotency_key}"
+    known = services.jobs.reserve(own_key, upload.fingerprint())
     if known is not None:
         return services.jobs.get(known), False
     try:
-        return _create(services, upload, request, idempotency_key), True
+        return admitted(services, principal, partial(_create, services, principal, upload, request, own_key)), True
     except Exception:
         with suppress(RedisError):
-            services.jobs.release(idempotency_key)
+            services.jobs.release(own_key)
         raise
+
+
+def _check_callback(services: Services, principal: Principal, url: str) -> None:
+    if services.settings.callback_secret is None:
+        problem = "This service sends no webhooks: its operator has set no LOOMWEIGHT_CALLBACK_SECRET."
+        raise Unprocessable(problem, pointer="/callback_url")
+    try:
+        services.callback_rules.parse(url)
+    except NotAllowed as error:
+        raise Unprocessable(str(error), pointer="/callback_url") from None
+    if services.outbox.is_gone(principal.key_id, url):
+        problem = "This address answered 410 Gone to a webhook, and gets no more of them for a week."
+        raise Unprocessable(problem, pointer="/callback_url")
 
 
 def _resolve(upload: Upload, target: Target) -> GenerateRequest:
@@ -61,25 +83,29 @@ def _queue(services: Services, upload: Upload, request: GenerateRequest) -> str:
     return LARGE_QUEUE if large else GENERATE_QUEUE
 
 
-def _create(services: Services, upload: Upload, request: GenerateRequest, idempotency_key: str | None) -> JobRecord:
+def _create(
+    services: Services, principal: Principal, upload: Upload, request: GenerateRequest, idempotency_key: str | None
+) -> JobRecord:
     queue = _queue(services, upload, request)
     if services.jobs.queued(queue) >= services.settings.max_queued:
         raise QueueFull(queue)  # before the store takes the upload; the record's creation checks again
     job_id = f"job-{uuid.uuid4().hex}"
     inputs = InputRef(
         kind=upload.kind,
-        key=keys.job_input(job_id, upload.kind),
+        key=upload.body.decode() if upload.kind == "uri" else keys.job_input(job_id, upload.kind),
         size=len(upload.body),
         sha256=hashlib.sha256(upload.body).hexdigest(),
         content_type=upload.content_type,
     )
-    services.store.put(inputs.key, upload.body, content_type=inputs.content_type)
-    record = services.jobs.create(
-        JobRecord(id=job_id, kind="generate", queue=queue, request=request, inputs=inputs),
-        idempotency_key=idempotency_key,
-    )
+    if upload.kind != "uri":
+        services.store.put(inputs.key, upload.body, content_type=inputs.content_type)
+    wanted = JobRecord(id=job_id, kind="generate", queue=queue, request=request, inputs=inputs, owner=principal.owner)
+    if request.callback_url is not None:
+        services.outbox.register(job_id, request.callback_url, principal.key_id)
+    record = services.jobs.create(wanted, idempotency_key=idempotency_key)
     if record.id != job_id:
-        services.store.delete(inputs.key)
+        if upload.kind != "uri":
+            services.store.delete(inputs.key)
         return record
     try:
         services.queue.send(record)

@@ -1,6 +1,7 @@
 """A request's body ► options and one upload. Nothing is decoded here: images and archives are the worker's business."""
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from model_store.store import InvalidKey, validate_key
 from service.errors import InvalidSamples, Malformed, ServiceError, TooLarge, Unprocessable, UnsupportedType, invalid
 from service.generations.schemas import GenerateJson
 from service.settings import GatewaySettings
@@ -20,9 +22,10 @@ from workers.messages import SAMPLES_CONTENT_TYPE, GenerateRequest, pack_samples
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 _DATASETS = {b"PK": "application/zip", b"PAR1": "application/vnd.apache.parquet"}
 _SMALL = 100_000  # bytes; another thread is not worth it
+_S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.{1,800})")
 _OPTIONS = frozenset(GenerateRequest.model_fields)
-_SOURCES = frozenset({"samples", "labels", "dataset"})
-_ONE_SOURCE = "Send exactly one source: `samples` with `labels`, or one `dataset`."
+_SOURCES = frozenset({"samples", "labels", "dataset", "dataset_uri"})
+_ONE_SOURCE = "Send exactly one source: `samples` with `labels`, one `dataset`, or one `dataset_uri`."
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class Upload:
     """What a client sent, checked as far as that goes without decoding it."""
 
     options: GenerateRequest
-    kind: Literal["samples", "dataset"]
+    kind: Literal["samples", "dataset", "uri"]
     body: bytes
+    """The upload, or the address of one."""
     content_type: str
     classes: int | None
     """How many, where the labels are known here."""
@@ -60,6 +64,10 @@ def _from_json(body: bytes, settings: GatewaySettings) -> Upload:
         raise invalid(error.errors(include_url=False, include_input=False, include_context=False)) from None
     options = GenerateRequest.model_construct(**{name: getattr(given, name) for name in _OPTIONS})
     samples = given.samples
+    if (samples is None) == (given.dataset_uri is None):
+        raise Unprocessable(_ONE_SOURCE)
+    if samples is None:
+        return _uri(options, given.dataset_uri or "", settings)
     return _samples(options, [sample.image for sample in samples], [sample.label for sample in samples], settings)
 
 
@@ -78,9 +86,14 @@ async def _from_form(request: Request, settings: GatewaySettings) -> Upload:
 
 async def _from_fields(form: FormData, settings: GatewaySettings) -> Upload:
     options = _options(form)
-    samples, labels, datasets = (_given(form, name) for name in ("samples", "labels", "dataset"))
-    if bool(samples or labels) == bool(datasets) or len(datasets) > 1:
+    samples, labels, datasets, uris = (_given(form, name) for name in ("samples", "labels", "dataset", "dataset_uri"))
+    uris = [uri for uri in uris if uri != ""]
+    if [bool(samples or labels), bool(datasets), bool(uris)].count(True) != 1 or len(datasets) > 1 or len(uris) > 1:
         raise Unprocessable(_ONE_SOURCE)
+    if uris:
+        if not isinstance(uris[0], str):
+            raise Unprocessable("`dataset_uri` is text, not a file.", pointer="/dataset_uri")
+        return _uri(options, uris[0], settings)
     if datasets:
         [body] = await _contents("dataset", datasets)
         return _dataset(options, body)
@@ -127,6 +140,19 @@ def _dataset(options: GenerateRequest, body: bytes) -> Upload:
     if content_type is None:
         raise UnsupportedType("The dataset is neither a zip, nor a parquet, nor an npz file.", pointer="/dataset")
     return Upload(options, "dataset", body, content_type, None)
+
+
+def _uri(options: GenerateRequest, uri: str, settings: GatewaySettings) -> Upload:
+    """Check where a dataset is said to lie; the worker fetches it."""
+    match = _S3.fullmatch(uri)
+    if not match or match[1] not in settings.dataset_buckets or uri.startswith(settings.store_url.rstrip("/") + "/"):
+        allowed = ", ".join(settings.dataset_buckets) or "none"
+        raise Unprocessable(f"Give s3://bucket/key with an allowed bucket: {allowed}.", pointer="/dataset_uri")
+    try:
+        validate_key(match[2])
+    except InvalidKey:
+        raise Unprocessable("There cannot be a file of this name.", pointer="/dataset_uri") from None
+    return Upload(options, "uri", uri.encode(), "text/uri-list", None)
 
 
 def _samples(options: GenerateRequest, images: list[bytes], labels: list[str], settings: GatewaySettings) -> Upload:

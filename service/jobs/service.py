@@ -11,6 +11,8 @@ from redis import RedisError
 from redis.asyncio import Redis as AsyncRedis
 from starlette.concurrency import run_in_threadpool
 
+from service.access.principal import Principal
+from service.errors import Gone
 from service.jobs.schemas import Job
 from service.state import Services
 from workers import filing
@@ -21,17 +23,33 @@ START = "0-0"
 _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 
 
+def find(services: Services, principal: Principal, job_id: str) -> JobRecord:
+    """Return a job that may be seen, as Redis has it or, of one that ended, the store.
+
+    Raises `UnknownJob`, for somebody else's too, and `Gone` for one forgotten.
+    """
+    record = _known(services, job_id)
+    if record is None:
+        owner = services.jobs.owner_of_forgotten(job_id)
+        if owner is not None and principal.may_see(owner or None):
+            detail = "The job ended long ago and was forgotten. Its models are where they were."
+            raise Gone(detail)
+    if record is None or not principal.may_see(record.owner):
+        raise UnknownJob(job_id)
+    return record
+
+
+def _known(services: Services, job_id: str) -> JobRecord | None:
+    with suppress(UnknownJob):
+        return services.jobs.get(job_id)
+    with suppress(UnknownJob):
+        return filing.find(services.store, job_id)
+    return None
+
+
 def show(services: Services, record: JobRecord) -> Job:
     """Return the job as clients see it."""
     return Job.of(record, services.jobs.queue_positions([record]).get(record.id))
-
-
-def get(services: Services, job_id: str) -> JobRecord:
-    """Return the record: as Redis has it or, of a job that ended, the store. Raises `UnknownJob`."""
-    try:
-        return services.jobs.get(job_id)
-    except UnknownJob:
-        return filing.find(services.store, job_id)
 
 
 def ends(event: Event) -> bool:

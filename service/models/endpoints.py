@@ -1,5 +1,6 @@
 """`/models`: cards and files."""
 
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from model_store.records import ModelCard
 from model_store.store import InvalidKey
 from model_store.store import NotFound as NotStored
 from service import forms
+from service.access.principal import PrincipalDep
 from service.errors import NotFound, Responses, Unprocessable, UnsupportedType, problems
 from service.models.files import answer
 from service.models.schemas import Model, ModelList, UploadForm, linked
@@ -33,13 +35,14 @@ _FILE: Responses = {
 @router.get("/models", responses=problems(422, 503))
 def list_models(
     services: ServicesDep,
+    principal: PrincipalDep,
     target: Annotated[str | None, Query(description="Only models of this target.")] = None,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> ModelList:
     """Models, newest first."""
     try:
-        page = services.models.list(after=cursor, limit=limit, target=target)
+        page = services.models.list(after=cursor, limit=limit, target=target, owner=principal.sees)
     except InvalidKey as error:
         raise Unprocessable("The cursor is not one of ours; leave it out to start anew.", pointer="/cursor") from error
     return ModelList(models=[linked(card) for card in page.models], next_cursor=page.next_cursor)
@@ -63,7 +66,7 @@ def list_models(
         }
     },
 )
-async def upload_model(request: Request, response: Response, services: ServicesDep) -> Model:
+async def upload_model(request: Request, response: Response, services: ServicesDep, principal: PrincipalDep) -> Model:
     """Store a checkpoint of your own, as safetensors; a pickle is never opened.
 
     Values are not looked at here: NaN and infinity are stored, and refused where a checkpoint is compared.
@@ -79,18 +82,19 @@ async def upload_model(request: Request, response: Response, services: ServicesD
         if not isinstance(licence, str) or len(licence) > 200:
             raise Unprocessable("`licence` is a text of at most 200 characters.", pointer="/licence")
         checkpoint = await run_in_threadpool(inspect, weights, services.settings, "/weights")
-        card, new = await run_in_threadpool(keep, services, checkpoint, classes, licence)
+        card, new = await run_in_threadpool(keep, services, principal.owner, checkpoint, classes, licence)
     response.headers["Location"] = f"/models/{card.id}"
     if not new:
         response.status_code = HTTPStatus.OK
     return linked(card)
 
 
-def _card(services: ServicesDep, model_id: str) -> ModelCard:
-    try:
-        return services.models.card(model_id)
-    except NotStored:
-        raise NotFound(f"There is no model {model_id[:100]!r}.") from None
+def _card(services: ServicesDep, principal: PrincipalDep, model_id: str) -> ModelCard:
+    with suppress(NotStored):
+        card = services.models.card(model_id)
+        if principal.may_see(card.owner):
+            return card
+    raise NotFound(f"There is no model {model_id[:100]!r}.")
 
 
 CardDep = Annotated[ModelCard, Depends(_card)]

@@ -61,12 +61,14 @@ def _refusal(error: CheckpointError) -> type[ServiceError]:
     return TooLarge if isinstance(error, OverLimit) else InvalidCheckpoint
 
 
-def keep(services: Services, checkpoint: Checkpoint, classes: Sequence[str], licence: str) -> tuple[ModelCard, bool]:
+def keep(
+    services: Services, owner: str | None, checkpoint: Checkpoint, classes: Sequence[str], licence: str
+) -> tuple[ModelCard, bool]:
     """Store an uploaded checkpoint as a model; returns its card, the first one if it was there, and whether it is new.
 
     Raises `ServiceError` for class names that cannot be.
     """
-    model_id = new_upload_id(checkpoint.sha256, owner="")
+    model_id = new_upload_id(checkpoint.sha256, owner=owner or "")
     known = services.models.exists(model_id)
     card = ModelCard(
         id=model_id,
@@ -81,6 +83,7 @@ def keep(services: Services, checkpoint: Checkpoint, classes: Sequence[str], lic
         measured=None,
         lineage=Lineage(),
         licence=licence or NOT_STATED,
+        owner=owner,
         created_at=datetime.now(UTC),
     )
     services.metrics.upload_bytes.observe(checkpoint.size)

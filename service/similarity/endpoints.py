@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from service import forms
+from service.access.principal import Principal, PrincipalDep
 from service.errors import Responses, TooLarge, Unprocessable, UnsupportedType, invalid, problems
 from service.jobs.schemas import Job
 from service.jobs.service import show, wait
@@ -54,7 +55,9 @@ def _body(**content: type[BaseModel]) -> dict[str, Any]:
     openapi_extra=_body(form=SimilarityForm, json=SimilarityJson),
     response_model=None,
 )
-async def compare(request: Request, services: ServicesDep, prefer: PreferHeader = "") -> Response:
+async def compare(
+    request: Request, services: ServicesDep, principal: PrincipalDep, prefer: PreferHeader = ""
+) -> Response:
     """How related the tasks of two checkpoints are, judged by their weights alone; nothing is run or unpickled.
 
     Large checkpoints lead to a job. Values that are NaN or infinite are refused.
@@ -63,15 +66,17 @@ async def compare(request: Request, services: ServicesDep, prefer: PreferHeader 
     if kind == "application/json":
         given = _parsed(SimilarityJson, await forms.small_body(request))
         pointers = [f"/{name}" for name in _SIDES]
-        cards = await run_in_threadpool(service.cards_of, services, [given.a, given.b], pointers)
-        record = await run_in_threadpool(service.compare_pair, services, dict(zip(_SIDES, cards, strict=True)))
+        cards = await run_in_threadpool(service.cards_of, services, principal, [given.a, given.b], pointers)
+        record = await run_in_threadpool(
+            service.compare_pair, services, principal, dict(zip(_SIDES, cards, strict=True))
+        )
         return await _answer(services, record, held=service.is_small(services, cards) and _waits(prefer))
     if kind != "multipart/form-data":
         raise UnsupportedType("Send multipart/form-data or application/json.")
     async with forms.form(request, files=2, fields=2) as data:
         forms.no_others(data, frozenset(_SIDES))
-        sources = {name: await run_in_threadpool(_source, services, data, name) for name in _SIDES}
-        record = await run_in_threadpool(service.compare_pair, services, sources)
+        sources = {name: await run_in_threadpool(_source, services, principal, data, name) for name in _SIDES}
+        record = await run_in_threadpool(service.compare_pair, services, principal, sources)
     return await _answer(services, record, held=service.is_small(services, list(sources.values())) and _waits(prefer))
 
 
@@ -81,15 +86,17 @@ async def compare(request: Request, services: ServicesDep, prefer: PreferHeader 
     openapi_extra=_body(json=MatrixJson),
     response_model=None,
 )
-async def compare_all(request: Request, services: ServicesDep, prefer: PreferHeader = "") -> Response:
+async def compare_all(
+    request: Request, services: ServicesDep, principal: PrincipalDep, prefer: PreferHeader = ""
+) -> Response:
     """The similarity of every pair of some stored models."""
     ids = _parsed(MatrixJson, await forms.small_body(request)).ids
     most = services.settings.max_matrix_models
     if len(ids) > most:
         raise TooLarge(f"There are {len(ids):,} models; the limit is {most:,}.", pointer="/ids")
     pointers = [f"/ids/{number}" for number in range(len(ids))]
-    cards = await run_in_threadpool(service.cards_of, services, ids, pointers)
-    record = await run_in_threadpool(service.compare_all, services, cards)
+    cards = await run_in_threadpool(service.cards_of, services, principal, ids, pointers)
+    record = await run_in_threadpool(service.compare_all, services, principal, cards)
     return await _answer(services, record, held=service.is_small(services, cards) and _waits(prefer))
 
 
@@ -100,12 +107,13 @@ async def compare_all(request: Request, services: ServicesDep, prefer: PreferHea
 )
 async def neighbours(
     services: ServicesDep,
+    principal: PrincipalDep,
     card: CardDep,
     k: Annotated[int, Query(ge=1, le=100, description="How many.")] = 10,
     prefer: PreferHeader = "",
 ) -> Response:
     """The stored models, and the zoo models of the bundle, whose tasks are most like a model's own."""
-    record = await run_in_threadpool(service.look_around, services, card, k)
+    record = await run_in_threadpool(service.look_around, services, principal, card, k)
     return await _answer(services, record, held=_waits(prefer))
 
 
@@ -116,12 +124,12 @@ def _parsed(model: type[_Body], body: bytes) -> _Body:
         raise invalid(error.errors(include_url=False, include_input=False, include_context=False)) from None
 
 
-def _source(services: Services, data: Any, name: str) -> Source:
+def _source(services: Services, principal: Principal, data: Any, name: str) -> Source:
     value = forms.one(data, name)
     if value is None:
         raise Unprocessable(f"`{name}` is missing: send a file, or the id of a stored model.", pointer=f"/{name}")
     if isinstance(value, str):
-        return service.cards_of(services, [value], [f"/{name}"])[0]
+        return service.cards_of(services, principal, [value], [f"/{name}"])[0]
     return inspect(value, services.settings, f"/{name}")
 
 

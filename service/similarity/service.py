@@ -4,6 +4,8 @@ import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 
 from kombu.exceptions import OperationalError
 from redis import RedisError
@@ -11,6 +13,8 @@ from redis import RedisError
 from model_store import keys
 from model_store.records import ModelCard
 from model_store.store import NotFound as NotStored
+from service.access.admission import admitted
+from service.access.principal import Principal
 from service.errors import Conflict, NotFound, failed
 from service.models.uploads import Checkpoint as Upload
 from service.state import Services
@@ -32,31 +36,33 @@ _log = logging.getLogger(__name__)
 Source = Upload | ModelCard
 
 
-def compare_pair(services: Services, sources: Mapping[str, Source]) -> JobRecord:
+def compare_pair(services: Services, principal: Principal, sources: Mapping[str, Source]) -> JobRecord:
     """Create the job that compares `a` with `b`."""
     uploads = {name: source for name, source in sources.items() if isinstance(source, Upload)}
     request = SimilarityRequest(**{name: _side(source) for name, source in sources.items()})
-    return _create(services, "similarity", request, uploads)
+    return _create(services, principal, "similarity", request, uploads)
 
 
-def compare_all(services: Services, cards: Sequence[ModelCard]) -> JobRecord:
+def compare_all(services: Services, principal: Principal, cards: Sequence[ModelCard]) -> JobRecord:
     """Create the job that compares each model with each."""
-    return _create(services, "similarity-matrix", MatrixRequest(ids=tuple(card.id for card in cards)), {})
+    request = MatrixRequest(ids=tuple(card.id for card in cards))
+    return _create(services, principal, "similarity-matrix", request, {})
 
 
-def look_around(services: Services, card: ModelCard, k: int) -> JobRecord:
+def look_around(services: Services, principal: Principal, card: ModelCard, k: int) -> JobRecord:
     """Create the job that looks for a model's neighbours."""
-    return _create(services, "neighbours", NeighboursRequest(model=card.id, k=k), {})
+    return _create(services, principal, "neighbours", NeighboursRequest(model=card.id, k=k), {})
 
 
-def cards_of(services: Services, ids: Sequence[str], pointers: Sequence[str]) -> list[ModelCard]:
-    """Return the cards of stored models. Raises `NotFound`."""
+def cards_of(services: Services, principal: Principal, ids: Sequence[str], pointers: Sequence[str]) -> list[ModelCard]:
+    """Return the cards of stored models that may be seen. Raises `NotFound`, for somebody else's too."""
 
     def card(model_id: str, pointer: str) -> ModelCard:
-        try:
-            return services.models.card(model_id)
-        except NotStored:
-            raise NotFound(f"There is no model {model_id[:100]!r}.", pointer=pointer) from None
+        with suppress(NotStored):
+            found = services.models.card(model_id)
+            if principal.may_see(found.owner):
+                return found
+        raise NotFound(f"There is no model {model_id[:100]!r}.", pointer=pointer)
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(card, ids, pointers))
@@ -81,8 +87,16 @@ def _side(source: Source) -> Checkpoint:
     return Checkpoint(model=model, sha256=source.sha256, size=source.size)
 
 
-def _create(services: Services, kind: JobKind, request: JobRequest, uploads: Mapping[str, Upload]) -> JobRecord:
-    if services.jobs.counts()[SIMILARITY_QUEUE].queued >= services.settings.max_queued:
+def _create(
+    services: Services, principal: Principal, kind: JobKind, request: JobRequest, uploads: Mapping[str, Upload]
+) -> JobRecord:
+    return admitted(services, principal, partial(_enter, services, principal.owner, kind, request, uploads))
+
+
+def _enter(
+    services: Services, owner: str | None, kind: JobKind, request: JobRequest, uploads: Mapping[str, Upload]
+) -> JobRecord:
+    if services.jobs.queued(SIMILARITY_QUEUE) >= services.settings.max_queued:
         raise QueueFull(SIMILARITY_QUEUE)  # before the store takes the uploads; the record's creation checks again
     job_id = f"job-{uuid.uuid4().hex}"
 
@@ -93,7 +107,7 @@ def _create(services: Services, kind: JobKind, request: JobRequest, uploads: Map
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for _ in pool.map(put, uploads):  # raises what a put raised
             pass
-    record = services.jobs.create(JobRecord(id=job_id, kind=kind, queue=SIMILARITY_QUEUE, request=request))
+    record = services.jobs.create(JobRecord(id=job_id, kind=kind, queue=SIMILARITY_QUEUE, request=request, owner=owner))
     try:
         services.queue.send(record)
         services.jobs.sent(job_id)

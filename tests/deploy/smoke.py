@@ -1,10 +1,12 @@
 """Asks a running service for a network, as a client would: `python3 tests/deploy/smoke.py [URL]`; needs no package.
 
+The API key is taken from LOOMWEIGHT_TOKEN.
 Passes if a job succeeds, its weights arrive over whatever address the gateway names, and their hash is the card's.
 """
 
 import hashlib
 import json
+import os
 import struct
 import sys
 import time
@@ -31,7 +33,12 @@ def png(colour: tuple[int, int, int], seed: int, size: int = 32) -> bytes:
 
 def ask(url: str, data: bytes | None = None, headers: dict[str, str] | None = None) -> bytes:
     """Return the body of an answer; raises for any status but success."""
-    with urllib.request.urlopen(urllib.request.Request(url, data, headers or {}), timeout=90) as answer:
+    request = urllib.request.Request(url, data, headers or {})
+    if token := os.environ.get("LOOMWEIGHT_TOKEN"):
+        request.add_unredirected_header(
+            "Authorization", f"Bearer {token}"
+        )  # a presigned address of the store takes none
+    with urllib.request.urlopen(request, timeout=90) as answer:
         return bytes(answer.read())
 
 

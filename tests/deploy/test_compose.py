@@ -62,10 +62,13 @@ def test_every_service_is_confined_watched_and_pinned(compose: dict[str, Any]) -
 
 def test_gateway_and_workers_agree(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    shared = services["gateway"]["environment"]
-    for name in ("worker", "worker-gpu", "bucket"):
+    shared = services["bucket"]["environment"]
+    for name in ("gateway", "worker", "worker-gpu"):
         if name in services:
             assert services[name]["environment"].items() >= shared.items(), name
+    gateway = services["gateway"]["environment"]
+    assert gateway["LOOMWEIGHT_REQUIRE_KEYS"] == "true"
+    assert {"LOOMWEIGHT_BOOTSTRAP_KEY", "LOOMWEIGHT_CALLBACK_SECRET"} <= gateway.keys()
     gpu = services["worker-gpu"]
     assert int(gpu["environment"]["LOOMWEIGHT_JOB_LIMIT_S"]) < int(gpu["environment"]["LOOMWEIGHT_SOFT_SHUTDOWN_S"])
     assert gpu["stop_grace_period"] == "16m0s"

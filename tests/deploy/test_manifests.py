@@ -139,6 +139,17 @@ def test_workers_that_scale_to_zero_leave_the_gateway_ready(build: str) -> None:
     assert "replicas" not in named(build, "Deployment", "worker")["spec"], "it is the autoscaler's"
 
 
+@pytest.mark.parametrize("build", SERVED)
+def test_the_gateway_asks_for_keys_that_are_secrets(build: str) -> None:
+    [gateway] = named(build, "Deployment", "gateway")["spec"]["template"]["spec"]["containers"]
+    assert environment(gateway)["LOOMWEIGHT_REQUIRE_KEYS"] == "true"
+    entries = {entry["name"]: entry for entry in gateway["env"]}
+    for name in ("BOOTSTRAP_KEY", "METRICS_KEY", "CALLBACK_SECRET"):
+        assert "secretKeyRef" in entries[f"LOOMWEIGHT_{name}"]["valueFrom"], name
+    [worker] = named(build, "Deployment", "worker")["spec"]["template"]["spec"]["containers"]
+    assert not {name for name in environment(worker) if "KEY" in name or "CALLBACK" in name}
+
+
 def test_redis_forgets_nothing() -> None:
     configs = [r["data"]["redis.conf"] for r in resources("overlays/gpu") if "redis.conf" in (r.get("data") or {})]
     assert len(configs) == 1

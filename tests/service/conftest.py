@@ -25,6 +25,7 @@ def start(redis_url: str, tmp_path: Path) -> Iterator[Start]:
                 "store_url": str(tmp_path / "store"),
                 "bundle_dir": write_bundle(tmp_path / "bundle"),
                 "reaper_interval_s": 3_600,
+                "require_keys": False,
             }
             return stack.enter_context(running(GatewaySettings(**given | changes)))
 

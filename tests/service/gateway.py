@@ -133,7 +133,12 @@ def a_worker(name: str = "worker-1") -> WorkerInfo:
 
 
 def save_model(
-    models: ModelRepository, name: str = "m-1", *, onnx: bytes | None = b"onnx bytes", target: str = "mlp"
+    models: ModelRepository,
+    name: str = "m-1",
+    *,
+    onnx: bytes | None = b"onnx bytes",
+    target: str = "mlp",
+    owner: str | None = None,
 ) -> tuple[ModelCard, bytes]:
     """Store a model; returns its card and weights."""
     weights = bytes(range(256)) * 40 + name.encode()
@@ -152,6 +157,7 @@ def save_model(
         licence="Apache-2.0",
         created_at=datetime.now(UTC),
         onnx=Artifact(sha256=hashlib.sha256(onnx).hexdigest(), size=len(onnx)) if onnx else None,
+        owner=owner,
     )
     return models.save(card, weights, onnx), weights
 

@@ -49,6 +49,7 @@ def test_samples_become_a_job(gateway: Gateway, redis: Redis) -> None:
         "temperature": None,
         "refine_steps": 0,
         "seed": 7,
+        "callback_url": None,
     }
 
     record = gateway.jobs.get(job["id"])
@@ -395,3 +396,57 @@ def test_long_jobs_wait_in_a_queue_of_their_own(start: Start, redis: Redis) -> N
         assert gateway.post(options=options).status_code == 202
     assert gateway.post(count=20).status_code == 202
     assert (redis.llen("generate"), redis.llen("large")) == (1, 3)
+
+
+# Datasets elsewhere ---------------------------------------------------------------------------------------------------
+
+
+def test_a_dataset_in_an_allowed_bucket_becomes_a_job(start: Start) -> None:
+    gateway = start(dataset_buckets=("pets",))
+    uri = "s3://pets/cats and dogs/train.zip"
+    for body in ({"json": {"dataset_uri": uri}}, {"files": [("dataset_uri", (None, uri))]}):
+        answer = gateway.client.post("/generate", **body)
+        assert answer.status_code == 202, answer.text
+        inputs = gateway.jobs.get(answer.json()["id"]).inputs
+        assert inputs
+        assert (inputs.kind, inputs.key) == ("uri", uri)
+    file = [("dataset_uri", ("u.txt", uri.encode()))]
+    problem(gateway.client.post("/generate", files=file), 422, "invalid-request")
+    assert gateway.store.list("inputs/") == []
+    key = {"Idempotency-Key": "k"}
+    assert gateway.client.post("/generate", json={"dataset_uri": uri}, headers=key).status_code == 202
+    other = gateway.client.post("/generate", json={"dataset_uri": uri + "2"}, headers=key)
+    problem(other, 422, "idempotency-key-reused")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://other/x.zip",
+        "s3://pets",
+        "s3://pets/",
+        "s3://pets/../secrets",
+        "s3://pets/a//b",
+        "s3://pets/.hidden",
+        "s3://pets@other/x",
+        "https://pets/x.zip",
+        "file:///etc/passwd",
+        "s3://pets/x\n",
+        "",
+    ],
+)
+def test_datasets_elsewhere_are_refused(start: Start, uri: str) -> None:
+    gateway = start(dataset_buckets=("pets",))
+    problem(gateway.client.post("/generate", json={"dataset_uri": uri}), 422, "invalid-request")
+    closed = start()
+    problem(closed.client.post("/generate", json={"dataset_uri": "s3://pets/x.zip"}), 422, "invalid-request")
+    both = samples_json() | {"dataset_uri": "s3://pets/x.zip"}
+    problem(gateway.client.post("/generate", json=both), 422, "invalid-request")
+    assert gateway.jobs.page().jobs == []
+
+
+def test_the_stores_own_objects_are_no_datasets(start: Start, s3_bucket: dict[str, Any]) -> None:
+    bucket = s3_bucket["store_url"].split("/")[2]
+    gateway = start(**s3_bucket, dataset_buckets=(bucket,))
+    body = {"dataset_uri": f"s3://{bucket}/prefix/inputs/job-1/dataset"}
+    problem(gateway.client.post("/generate", json=body), 422, "invalid-request")

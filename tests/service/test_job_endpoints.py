@@ -243,6 +243,22 @@ def test_a_stream_without_a_connection_left_ends_and_can_be_taken_up(start: Star
     assert len(read_events(gateway, job_id)) == 4
 
 
+def test_a_job_that_was_forgotten_is_gone_rather_than_unknown(gateway: Gateway, redis: Redis) -> None:
+    job = gateway.post().json()["id"]
+    gateway.finish(job)
+    redis.delete(f"loomweight:job:{job}")
+    for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/cancel")):
+        problem(gateway.client.request(method, f"/jobs/{job}{path}"), 410, "expired")
+    redis.delete(f"loomweight:forgotten:{job}")
+    problem(gateway.client.get(f"/jobs/{job}"), 404, "not-found")
+
+
+def test_cursors_are_numbers_of_ours(gateway: Gateway) -> None:
+    for cursor in ("1_0", "-1", "\u0661", "1e3", "9" * 16, "x"):
+        problem(gateway.client.get("/jobs", params={"cursor": cursor}), 422, "invalid-request")
+    assert gateway.client.get("/jobs", params={"cursor": ""}).status_code == 200
+
+
 # Ended jobs that Redis lost -------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 
+from service.access.rules import is_open
 from service.errors import MEDIA_TYPE
 from tests.service.gateway import Gateway
 
@@ -41,14 +42,14 @@ def test_both_bodies_of_generate(schema: dict[str, Any]) -> None:
     assert set(content) == {"multipart/form-data", "application/json"}
     form = schema["components"]["schemas"]["GenerateForm"]["properties"]
     body = schema["components"]["schemas"]["GenerateJson"]["properties"]
-    assert set(form) - set(body) == {"labels", "dataset"}
+    assert set(form) - set(body) == {"labels", "dataset"}  # and `dataset_uri` in both
     assert all(option.get("description") for option in (*form.values(), *body.values()))
     for properties in (form, body):
         assert properties["method"]["enum"] == ["conditional-mean", "diffusion", "kde", "retrieve"]
         assert properties["method"]["default"] == "conditional-mean"
         assert properties["holdout"].get("default") is None
         assert "cross-validation" in properties["holdout"]["description"]
-    assert {"200", "202", "400", "409", "413", "415", "422", "503"} == set(operation["responses"])
+    assert {"200", "202", "400", "401", "403", "409", "413", "415", "422", "429", "503"} == set(operation["responses"])
     assert operation["responses"]["202"]["headers"]["Location"]
 
 
@@ -96,6 +97,30 @@ def test_bodies_of_similarity(schema: dict[str, Any]) -> None:
     for name in ("SimilarityForm", "SimilarityJson", "MatrixJson", "UploadForm", "SimilarityResult", "Neighbour"):
         fields = shapes[name]["properties"]
         assert {field for field, about in fields.items() if not about.get("description")} <= plain, name
+
+
+def test_keys_are_documented_wherever_they_are_needed(schema: dict[str, Any]) -> None:
+    assert schema["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            keyed = not is_open(method.upper(), path)
+            assert ("security" in operation) is keyed, (method, path)
+            assert ({"401", "403", "429"} <= set(operation["responses"])) is keyed, (method, path)
+            assert keyed is bool(operation.get("x-scopes")), (method, path)
+
+
+def test_links_lead_to_operations_and_their_parameters(schema: dict[str, Any]) -> None:
+    operations = {o["operationId"]: o for methods in schema["paths"].values() for o in methods.values()}
+    links = [
+        link
+        for operation in operations.values()
+        for response in operation["responses"].values()
+        for link in response.get("links", {}).values()
+    ]
+    assert len(links) > 10
+    for link in links:
+        parameters = {parameter["name"] for parameter in operations[link["operationId"]]["parameters"]}
+        assert set(link["parameters"]) <= parameters
 
 
 def test_the_docs_page(gateway: Gateway) -> None:

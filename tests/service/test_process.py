@@ -22,6 +22,7 @@ def environment(redis_url: str, tmp_path: Path) -> dict[str, str]:
         "LOOMWEIGHT_REDIS_URL": redis_url,
         "LOOMWEIGHT_STORE_URL": str(tmp_path / "store"),
         "LOOMWEIGHT_BUNDLE_DIR": str(write_bundle(tmp_path / "bundle")),
+        "LOOMWEIGHT_REQUIRE_KEYS": "false",
     }
 
 
@@ -54,7 +55,7 @@ from service.app import create_app
 
 async def main():
     app = create_app()
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         files = [("samples", (f"{{n}}.png", {PNG!r})) for n in range(2)]
         assert (await client.post("/generate", files=files, data={{"labels": ["a", "b"]}})).status_code == 202
         assert (await client.get("/models")).status_code == 200
