@@ -44,7 +44,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.better_start --run $(RUN) --data $(DATA) --most-images 10000 --out docs/results/better_start.json
 	$(BIN)/python -m benchmarks.cost --out docs/results/cost.json
 	$(BIN)/python -m benchmarks.novelty --run $(RUN) --data $(DATA) --tasks 10 --out docs/results/novelty.json
-	$(BIN)/python -m benchmarks.ablations --run $(RUN) --data $(DATA) --steps 300 --tasks 24 --out docs/results/ablations.json
+	$(BIN)/python -m benchmarks.ablations --run $(RUN) --data $(DATA) --out docs/results/ablations.json --tasks 12 --views --only shares guidance steps temperature evidence looks candidates
+	$(BIN)/python -m benchmarks.ablations --run $(RUN) --data $(DATA) --out docs/results/ablations.json --steps 300 --tasks 24 --only full unconditional no-set-codes unaligned raw-weights pooled-classes class-places zoo-40 zoo-80 zoo-160 latent-loss zero-head other-seed photographs known-classes frozen-decoder no-encoder-features
 	$(BIN)/python -m benchmarks.literature table4 --run runs/table4 --out docs/results/table4.json
 	$(BIN)/python -m benchmarks.literature fewshot --run runs/literature-fewshot --tasks 150 --out docs/results/literature_fewshot.json
 	$(BIN)/loomweight train card --recipe starter
