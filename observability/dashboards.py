@@ -184,6 +184,11 @@ WORKERS = [
             "95 %": _p(0.95, "loomweight_worker_batch_candidates"),
         },
     ),
+    Panel(
+        "Jobs run together",
+        {"mean": "rate(loomweight_worker_batch_jobs_sum[5m]) / rate(loomweight_worker_batch_jobs_count[5m])"},
+        description="1: each alone. More means that jobs wait.",
+    ),
     Panel("Jobs that lost their worker", {"{{status}}": _rate("loomweight_jobs_reaped_total", "status")}, "ops"),
     Panel("Memory", {"{{instance}}": 'process_resident_memory_bytes{job="worker"}'}, "bytes"),
     Panel("Processor", {"{{instance}}": 'rate(process_cpu_seconds_total{job="worker"}[$__rate_interval])'}, "cores"),
@@ -243,11 +248,56 @@ STORE = [
     ),
 ]
 
+_SECONDS = "loomweight_similarity_seconds"
+
+SIMILARITY = [
+    Panel(
+        "Scores of pairs",
+        {"{{le}}": "sum by (le) (increase(loomweight_similarity_score_bucket[$__rate_interval]))"},
+        kind="heatmap",
+        width=12,
+        description="1: the same task. Around 0: nothing in common. A pile at 1 may be one file sent twice.",
+    ),
+    Panel(
+        "Scores by whether architectures are the same",
+        {"{{architectures}}": _p(0.5, "loomweight_similarity_score", "architectures")},
+        width=12,
+        description="Medians. Different architectures score lower.",
+    ),
+    Panel(
+        "Pairs compared a second", {"pairs": "sum(rate(loomweight_similarity_score_count[$__rate_interval]))"}, "ops"
+    ),
+    Panel("Stages, 95 %", {"{{kind}} {{stage}}": _p(0.95, _SECONDS, "kind, stage")}, "s"),
+    Panel(
+        "Embeddings needed, by where they came from",
+        {"{{source}}": _rate("loomweight_similarity_embeddings_total", "source")},
+        "ops",
+        stack=True,
+        description="`made` is work: searches are fast once stored models have been embedded.",
+    ),
+    Panel(
+        "Jobs by outcome",
+        {"{{outcome}}": _rate("loomweight_worker_jobs_total", "outcome", 'kind="similarity"')},
+        "ops",
+        width=12,
+        stack=True,
+    ),
+    Panel(
+        "Waiting and running",
+        {
+            "waiting": 'max(loomweight_jobs_queued{queue="similarity"})',
+            "running": 'max(loomweight_jobs_running{queue="similarity"})',
+        },
+        width=12,
+    ),
+]
+
 DASHBOARDS = {
     "overview": ("Loomweight: overview", OVERVIEW),
     "quality": ("Loomweight: generation quality", QUALITY),
     "workers": ("Loomweight: workers and GPUs", WORKERS),
     "store": ("Loomweight: store and broker", STORE),
+    "similarity": ("Loomweight: similarity", SIMILARITY),
 }
 
 

@@ -72,16 +72,22 @@ class Prometheus:
 
 def load(url: str, seconds: float) -> int:
     """Do what clients do, their mistakes included, until the time is over; returns how many jobs ended well."""
-    end, jobs = time.monotonic() + seconds, 0
+    end, jobs, last = time.monotonic() + seconds, 0, ""
+    json_body = {"Content-Type": "application/json"}
     targets = [target["id"] for target in json.loads(smoke.ask(f"{url}/targets"))["targets"]]
     while time.monotonic() < end or jobs < len(targets):
         job = smoke.generate(url, target=targets[jobs % len(targets)], candidates=random.choice([2, 4, 8]))
-        smoke.download(url, job["result"]["models"][0]["id"])
+        before, last = last, job["result"]["models"][0]["id"]
+        smoke.download(url, last)
         jobs += 1
+        if before:
+            smoke.ask(f"{url}/similarity", json.dumps({"a": before, "b": last}).encode(), json_body)
+            smoke.ask(f"{url}/similarity/matrix", json.dumps({"ids": [before, last]}).encode(), json_body)
+            smoke.ask(f"{url}/models/{last}/neighbours")
         broken = json.dumps({"samples": [{"label": label, "image": "AAAA"} for label in "aabb"]}).encode()
         for body in (broken, b"{}"):
             try:
-                smoke.ask(f"{url}/generate", body, {"Content-Type": "application/json", "Prefer": "wait=10"})
+                smoke.ask(f"{url}/generate", body, {**json_body, "Prefer": "wait=10"})
             except urllib.error.HTTPError as error:
                 error.close()
     return jobs
