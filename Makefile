@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning; several processes share the cores here.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint bench chaos clean deploy-check observability-check dashboards-check restore-drill images images-check pin-images smoke constraints fuzz audit
+.PHONY: setup demo test lint bench bench-similarity chaos clean deploy-check observability-check dashboards-check restore-drill images images-check pin-images smoke constraints fuzz audit
 
 setup: .venv/.ready
 
@@ -49,6 +49,14 @@ bench: setup
 	$(BIN)/python -m benchmarks.literature table4 --run runs/table4 --out docs/results/table4.json
 	$(BIN)/python -m benchmarks.literature fewshot --run runs/literature-fewshot --tasks 150 --out docs/results/literature_fewshot.json
 	$(BIN)/loomweight train card --recipe starter
+	$(BIN)/python -m benchmarks.plots
+	$(BIN)/python -m benchmarks.render
+
+# Which tasks were two networks trained for? Builds its sets of networks first, about two core-hours in all.
+bench-similarity: setup
+	for set in narrow mixed shared shuffled untrained; do \
+	  $(BIN)/loomweight train data modelset --recipe modelset-$$set --data $(DATA) || exit 1; done
+	$(BIN)/python -m benchmarks.similarity --recipe modelset-narrow --run runs/modelset-narrow --mixed runs/modelset-mixed --controls shared=runs/modelset-shared shuffled=runs/modelset-shuffled untrained=runs/modelset-untrained --out docs/results/similarity.json
 	$(BIN)/python -m benchmarks.plots
 	$(BIN)/python -m benchmarks.render
 

@@ -130,6 +130,7 @@ TABLES: dict[str, tuple[str, Table]] = {
     "better_start": ("better_start", better_start),
     "cost": ("cost", cost),
     "novelty": ("novelty", novelty),
+    "similarity": ("similarity", similarity_tables.short),
 }
 """The result file that a marked table is made from, and how."""
 

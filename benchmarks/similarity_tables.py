@@ -119,6 +119,39 @@ PARTS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
 }
 
 
+SHORT = (
+    "chain, contrastive",
+    "chain-linear, softmax",
+    "second-order, softmax",
+    "statistics",
+    "aligned cosine",
+    "cosine",
+)
+_NAMES = {
+    "chain, contrastive": "served: learned probes through the layers",
+    "chain-linear, softmax": "the same without rectifiers: products of matrices alone",
+    "second-order, softmax": "the published second-order network, reconstructed",
+    "statistics": "statistics of each tensor",
+    "aligned cosine": "cosine after matching hidden units",
+}
+
+
+def short(content: Row) -> str:
+    """What is served beside what a user would do instead."""
+    a, b = ({r["method"]: r for r in content["rows"][part]} for part in ("a", "b"))
+    lines = [[_NAMES.get(m, m), percent(a[m]["top1"]), number(b[m]["map"]), f"{b[m]['auc']:.2f}"] for m in SHORT]
+    upper = "logits on probe images"
+    lines.append(
+        [
+            "upper bound: runs both networks on images",
+            percent(a[upper]["top1"]),
+            number(b[upper]["map"]),
+            f"{b[upper]['auc']:.2f}",
+        ]
+    )
+    return grid(["compared by", "A: top-1, %", "B: mAP", "B: AUC of pairs"], lines)
+
+
 def table(content: Row) -> str:
     """Every part that was made."""
     s, rows = content["settings"], content["rows"]

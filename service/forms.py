@@ -26,8 +26,10 @@ async def form(request: Request, *, files: int, fields: int) -> AsyncIterator[Fo
     except ServiceError:
         raise
     except HTTPException as error:
-        if error.detail.startswith(("Too many", "Part exceeded")):
-            raise TooLarge(f"{error.detail} The form may have {files} files and {fields} fields.") from None
+        if error.detail.startswith("Too many"):
+            raise Unprocessable(f"{error.detail} The form may have {files} files and {fields} fields.") from None
+        if error.detail.startswith("Part exceeded"):
+            raise TooLarge(f"{error.detail} A field that is no file may have {_FIELD_BYTES:,} bytes.") from None
         raise Malformed(f"The form cannot be read: {error.detail}") from None
 
 

@@ -46,7 +46,9 @@ def uploads(record: JobRecord) -> list[str]:
     request = record.request
     if isinstance(request, SimilarityRequest):
         return [keys.job_input(record.id, n) for n, side in (("a", request.a), ("b", request.b)) if side.model is None]
-    return [record.inputs.key] if record.inputs else []
+    if record.inputs is None or record.inputs.kind == "uri":  # that one is not ours
+        return []
+    return [record.inputs.key]
 
 
 def find(store: ObjectStore, job_id: str) -> JobRecord:
@@ -78,8 +80,8 @@ def replay(jobs: Jobs, store: ObjectStore, job_id: str) -> JobRecord:
     content_type = inputs.content_type if inputs else "application/octet-stream"
     for key in uploads(record):
         store.put(keys.job_input(new_id, key.rpartition("/")[2]), store.get(key), content_type=content_type)
-    if inputs:
-        inputs = inputs.model_copy(update={"key": keys.job_input(new_id, inputs.kind)})
+    if inputs and inputs.kind != "uri":
+        inputs = inputs.model_copy(update={"key": keys.job_input(new_id, inputs.key.rpartition("/")[2])})
     fresh = JobRecord(
         id=new_id, kind=record.kind, queue=record.queue, request=record.request, inputs=inputs, owner=record.owner
     )

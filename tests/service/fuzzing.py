@@ -31,7 +31,18 @@ from tests.jobs.samples import ERROR, RESULT
 from tests.service.gateway import Gateway, a_worker, running, save_model, write_bundle
 from tests.valkey import free_port
 from workers.jobs import JobsError
-from workers.messages import StoredModel
+from workers.messages import (
+    JobRecord,
+    JobResult,
+    MatrixRequest,
+    MatrixResult,
+    NeighboursRequest,
+    NeighboursResult,
+    SimilarityBaselines,
+    SimilarityRequest,
+    SimilarityResult,
+    StoredModel,
+)
 
 ROOT = Path(__file__).parents[2]
 MASTER = "a-master-secret-for-fuzzing-0123456789"
@@ -77,6 +88,22 @@ def target(redis_url: str, folder: Path) -> Iterator[tuple[Gateway, str]]:
             thread.join()
 
 
+def _result(gateway: Gateway, job: JobRecord) -> JobResult:
+    """An answer of the kind that was asked for."""
+    by: dict[str, Any] = {"method": "m", "bundle": "b", "part": "p", "warnings": ()}
+    if isinstance(job.request, SimilarityRequest):
+        none = SimilarityBaselines(cosine=None, aligned_cosine=None, statistics=0.0)
+        return SimilarityResult(similarity=0.5, same_task_probability=0.5, layers=(), baselines=none, **by)
+    if isinstance(job.request, MatrixRequest):
+        count = len(job.request.ids)
+        return MatrixResult(ids=job.request.ids, matrix=((1.0,) * count,) * count, **by)
+    if isinstance(job.request, NeighboursRequest):
+        return NeighboursResult(model=job.request.model, neighbours=(), searched={"store": 0, "zoo": 0}, **by)
+    card, _ = save_model(gateway.services.models, new_model_id(job.id, 0), owner=job.owner)
+    stored = (StoredModel(id=card.id, rank=0, holdout_accuracy=0.5),)
+    return RESULT.model_copy(update={"models": stored})
+
+
 def _work(gateway: Gateway, done: threading.Event) -> None:
     while not done.wait(0.02):
         for job in gateway.jobs.page("queued").jobs:
@@ -88,9 +115,7 @@ def _work(gateway: Gateway, done: threading.Event) -> None:
                 if int(job.id[-1], 16) % 4 == 0:
                     gateway.jobs.fail(job.id, token, ERROR)
                     continue
-                card, _ = save_model(gateway.services.models, new_model_id(job.id, 0), owner=job.owner)
-                stored = (StoredModel(id=card.id, rank=0, holdout_accuracy=0.5),)
-                gateway.jobs.finish(job.id, token, RESULT.model_copy(update={"models": stored}))
+                gateway.jobs.finish(job.id, token, _result(gateway, job))
             except JobsError:
                 continue  # it was canceled in between
 

@@ -57,7 +57,7 @@ def test_a_workers_lines_and_spans(
     text = (tmp_path / "log").read_text()
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     mine = [line for line in lines if line.get("job_id") == job]
-    assert [line["message"] for line in mine if line["logger"] == "workers.generate"] == [f"job {job}: succeeded"]
+    assert [line["message"] for line in mine if line["logger"] == "workers.attempts"] == [f"job {job}: succeeded"]
     assert {line["request_id"] for line in mine} == {"asked-3"}
     assert all(len(line["trace_id"]) == 32 for line in mine)
     assert any(job.encode() in body for body in received)

@@ -60,7 +60,7 @@ def test_a_job_reads_it_and_leaves_it_there(there: WorkerSettings, generator: St
     jobs: Jobs = runtime.jobs
     inputs = InputRef(kind="uri", key=uri, size=0, sha256="", content_type="text/uri-list")
     jobs.create(JobRecord(id="j-1", kind="generate", queue=GENERATE_QUEUE, request=GenerateRequest(), inputs=inputs))
-    mine = Runtime(there, "worker-1", "cpu", generator, jobs, ModelRepository(runtime.models.store))
+    mine = Runtime(there, "worker-1", "cpu", generator, jobs, ModelRepository(runtime.models.store), runtime.registry)
     assert generate("j-1", mine) == "succeeded"
     result = jobs.get("j-1").result
     assert result
