@@ -1,4 +1,4 @@
-"""Writes the tables of the README and docs/results/fewshot.md from docs/results/*.json: no figure is typed by hand.
+"""Writes the tables of README, docs/deployment.md and docs/results/*.md from docs/results/*.json: none by hand.
 
 python -m benchmarks.render            rewrites them
 python -m benchmarks.render --check    fails where they differ from the result files
@@ -6,6 +6,7 @@ python -m benchmarks.render --check    fails where they differ from the result f
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +15,18 @@ from typing import Any
 from benchmarks import ablations_table, literature_tables, render_fewshot, similarity_tables
 from benchmarks.render_fewshot import grid, percent
 
-README = Path("README.md")
+MARKED = (Path("README.md"), Path("docs/deployment.md"))
 RESULTS = Path("docs/results")
 MARK = re.compile(r"(<!-- results:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def _source(content: dict[str, Any], name: str) -> str:
+def _source(content: dict[str, Any], name: str, beside: Path) -> str:
     file = f"docs/results/{name}.json"
+    link = os.path.relpath(file, beside)
     own = [r["command"] for r in content["rows"] if isinstance(r, dict) and "command" in r]
     commands = "`, then `".join(dict.fromkeys(own or [content["command"]]))
     bundle = f", bundle `{content['bundle']}`" if content["bundle"] else ""
-    return f"\n<sub>`{commands}` → [{file}]({file}){bundle}</sub>\n"
+    return f"\n<sub>`{commands}` → [{file}]({link}){bundle}</sub>\n"
 
 
 def digits(content: dict[str, Any]) -> str:
@@ -56,6 +58,31 @@ def latency(content: dict[str, Any]) -> str:
     memory = content["settings"]["resident_mb"]
     note = "\nResident memory: " + ", ".join(f"{k} {v:.0f} MB" for k, v in memory.items()) + ".\n"
     return grid(["milliseconds", "p50", "p95"], rows) + note
+
+
+def sizing(content: dict[str, Any]) -> str:
+    """What one process does and holds."""
+    by = {r["measure"]: r for r in content["rows"]}
+    memory = content["settings"]["resident_mb"]
+
+    def worker(target: str, holds: str) -> list[str]:
+        r = by[f"{target}: request to stored weights"]
+        each = f"{1000 / r['p50']:.1f} jobs a second ({r['p50']:.0f} ms each, {r['p95']:.0f} ms at the 95th percentile)"
+        return [f"worker, `{target}`", each, holds]
+
+    post = by["cnn-l: gateway's answer to the POST"]
+    answers = f"answers a `POST /generate` in {post['p50']:.0f} ms ({post['p95']:.0f} ms)"
+    uploads = f"{memory['gateway']:.0f} MB, and up to `LOOMWEIGHT_MAX_INFLIGHT_BYTES` of uploads"
+    rows = [worker("cnn-l", f"{memory['worker']:.0f} MB"), worker("head", "the same"), ["gateway", answers, uploads]]
+    return grid(["one …", "does", "holds"], rows)
+
+
+def similarity_latency(content: dict[str, Any]) -> str:
+    """Milliseconds of a comparison, and the worker's memory."""
+    rows = [
+        [r["measure"], f"{r['p50']:.0f}", f"{r['p95']:.0f}", f"{r['workers_peak_mb']:.0f}"] for r in content["rows"]
+    ]
+    return grid(["milliseconds from request to answer", "p50", "p95", "worker's peak, MB"], rows)
 
 
 def better_start(content: dict[str, Any]) -> str:
@@ -127,6 +154,8 @@ TABLES: dict[str, tuple[str, Table]] = {
     "fewshot": ("fewshot", render_fewshot.accuracies),
     "seen_tasks": ("seen_tasks", seen_tasks),
     "latency": ("latency", latency),
+    "sizing": ("latency", sizing),
+    "similarity_latency": ("similarity_latency", similarity_latency),
     "better_start": ("better_start", better_start),
     "cost": ("cost", cost),
     "novelty": ("novelty", novelty),
@@ -136,7 +165,7 @@ TABLES: dict[str, tuple[str, Table]] = {
 
 
 def _page(title: str, name: str, table: Table) -> Table:
-    return lambda content: f"# {title}\n\n{table(content)}{_source(content, name)}"
+    return lambda content: f"# {title}\n\n{table(content)}{_source(content, name, RESULTS)}"
 
 
 DOCUMENTS: dict[str, Table] = {
@@ -157,20 +186,20 @@ def _content(name: str) -> dict[str, Any]:
     return content
 
 
-def render(text: str) -> str:
-    """The README with every marked table made anew."""
+def render(text: str, beside: Path = Path()) -> str:
+    """A text of this folder with every marked table made anew."""
 
     def fill(match: re.Match[str]) -> str:
         name, table = TABLES[match[2]]
         content = _content(name)
-        return match[1] + table(content) + _source(content, name) + match[3]
+        return match[1] + table(content) + _source(content, name, beside) + match[3]
 
     return MARK.sub(fill, text)
 
 
 def written() -> dict[Path, str]:
     """Every file that is written, as it should be."""
-    found = {README: render(README.read_text())}
+    found = {path: render(path.read_text(), path.parent) for path in MARKED}
     for name, document in DOCUMENTS.items():
         if (RESULTS / f"{name}.json").exists():
             found[RESULTS / f"{name}.md"] = document(_content(name))

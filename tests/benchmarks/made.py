@@ -3,6 +3,7 @@
 from typing import Any
 
 from benchmarks import leads
+from benchmarks.similarity_tables import SHORT
 
 
 def cell(mean: float, half: float = 0.02) -> dict[str, float]:
@@ -74,11 +75,59 @@ def cost() -> dict[str, Any]:
 
 
 def latency() -> dict[str, Any]:
-    return content("latency", [{"measure": "whole", "p50": 12.3, "p95": 45.6, "n": 3}], resident_mb={"gateway": 90.0})
+    measures = [f"{t}: request to stored weights" for t in ("cnn-l", "head")] + ["cnn-l: gateway's answer to the POST"]
+    rows = [{"measure": m, "p50": 12.3, "p95": 45.6, "n": 3} for m in measures]
+    return content("latency", rows, resident_mb={"gateway": 90.0, "worker": 400.0})
+
+
+def similarity_latency() -> dict[str, Any]:
+    row = {"measure": "two", "p50": 12.3, "p95": 45.6, "n": 3, "workers_peak_mb": 300.0}
+    return content("similarity_latency", [row])
+
+
+def similarity() -> dict[str, Any]:
+    methods = (*SHORT, "logits on probe images")
+    ahead = {**cell(0.1), "baseline": "statistics"}
+    shared = {"kind": "ours", "ahead_of_best_baseline": ahead}
+    ranks = {f"rank{k}": cell(0.9) for k in (1, 5, 10)}
+    rows = {
+        "a": [{"method": m, "top1": cell(0.5), **shared} for m in methods],
+        "b": [{"method": m, "map": cell(0.5), "auc": 0.9, "nmi": 0.8, **ranks, **shared} for m in methods],
+        "exactness": [{"models": 3, "least_similarity": 1.0, "largest_error": 1e-7}],
+        "calibration": [{"from": 0.1, "mean": 0.15, "same_task": 0.2, "pairs": 4, "weight": 0.1}],
+        "curves": [
+            {"protocol": "A", "tasks": 3, "models": 2, "top1": cell(0.5)},
+            {"protocol": "B", "tasks": 3, "models": 2, "map": cell(0.5)},
+        ],
+        "controls": [
+            {"set": "s", "method": "m", "map": cell(0.1), "chance": 0.1, "above_chance": cell(0.0), "auc": 0.5}
+        ],
+        "c": [{"network": "n", "accuracy": 0.9, "method": "m", "map": cell(0.5), "auc": 0.9, "chance": 0.1}],
+        "d": [
+            {"method": "m", "superclass": {"value": 0.1, "low": 0.0, "high": 0.2}, "transfer_gain": cell(0.1)},
+            {"method": "measured", "gain": [[0.0]], "tasks": ["a / b"]},
+        ],
+    }
+    tasks = {"train": 3, "unseen": 2, "withheld": 1}
+    how = {"models": 6, "networks": ["n"], "tasks": tasks, "test_accuracy": cell(0.9), "core_seconds": 60}
+    return content("similarity", rows, **how)
 
 
 def digits() -> dict[str, Any]:
     return content("digits", [{"arm": "trunk probe", "shots": 1, **cell(0.6), "seconds": cell(0.1)}])
 
 
-ALL = {f.__name__: f for f in (better_start, fewshot, seen_tasks, novelty, cost, latency, digits)}
+ALL = {
+    f.__name__: f
+    for f in (
+        better_start,
+        fewshot,
+        seen_tasks,
+        novelty,
+        cost,
+        latency,
+        similarity_latency,
+        similarity,
+        digits,
+    )  # fmt: skip
+}

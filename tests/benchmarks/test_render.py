@@ -14,7 +14,7 @@ def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "README.md"
     path.write_text("before\n\n<!-- results:cost -->\nstale\n<!-- end -->\n\nafter\n")
     monkeypatch.setattr(render, "RESULTS", tmp_path)
-    monkeypatch.setattr(render, "README", path)
+    monkeypatch.setattr(render, "MARKED", (path,))
     return path
 
 
@@ -89,3 +89,11 @@ def test_an_interval_is_shown_as_half_its_width() -> None:
 
 def test_what_is_undefined_is_called_so() -> None:
     assert "| -0.50 (-0.80 to -0.10) | undefined |" in render.novelty(made.novelty())
+
+
+def test_the_page_of_similarity_has_every_part() -> None:
+    page = render.DOCUMENTS["similarity"](made.similarity())
+    assert [line[3:4] for line in page.splitlines() if line.startswith("## ")][:4] == ["A", "B", "C", "D"]
+    assert page.count("\n## ") == 8
+    for part in page.split("## ")[1:]:
+        assert len({line.count("|") for line in part.splitlines() if line.startswith("|")}) == 1
