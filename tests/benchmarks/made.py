@@ -129,5 +129,5 @@ ALL = {
         similarity_latency,
         similarity,
         digits,
-    )  # fmt: skip
+    )
 }
