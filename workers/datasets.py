@@ -154,7 +154,10 @@ def _read_array(archive: zipfile.ZipFile, name: str, limits: Limits) -> np.ndarr
     if len(raw) != info.file_size:
         raise CorruptInput(f"`{name}` ends early.")
     array = np.frombuffer(raw, dtype, count=math.prod(shape), offset=head.tell())
-    return array.reshape(shape, order="F" if fortran else "C")
+    try:
+        return array.reshape(shape, order="F" if fortran else "C")
+    except ValueError as error:  # nothing, times a dimension that no array can have
+        raise CorruptInput(f"`{name}` declares {dtype} {shape}: {error}.") from error
 
 
 def _check_header(

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.workers import hostile, uploads
@@ -43,6 +43,7 @@ def npy_headers(draw: st.DrawFn) -> str:
 
 
 @EASY
+@example("{'descr': '|u1', 'fortran_order': False, 'shape': (0, 9223372036854775808)}")
 @given(npy_headers())
 def test_any_npy_header(header: str) -> None:
     assert hostile.read(hostile.npy_text(header), image=False)
