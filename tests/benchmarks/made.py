@@ -99,13 +99,19 @@ def similarity() -> dict[str, Any]:
             {"protocol": "A", "tasks": 3, "models": 2, "top1": cell(0.5)},
             {"protocol": "B", "tasks": 3, "models": 2, "map": cell(0.5)},
         ],
+        "matrix": [{"tasks": ["a / b", "c / d"], "scores": [[1.0, 0.2], [0.2, 1.0]]}],
         "controls": [
             {"set": "s", "method": "m", "map": cell(0.1), "chance": 0.1, "above_chance": cell(0.0), "auc": 0.5}
         ],
         "c": [{"network": "n", "accuracy": 0.9, "method": "m", "map": cell(0.5), "auc": 0.9, "chance": 0.1}],
         "d": [
-            {"method": "m", "superclass": {"value": 0.1, "low": 0.0, "high": 0.2}, "transfer_gain": cell(0.1)},
-            {"method": "measured", "gain": [[0.0]], "tasks": ["a / b"]},
+            {
+                "method": SHORT[0],
+                "superclass": {"value": 0.1, "low": 0.0, "high": 0.2},
+                "transfer_gain": {"value": 0.1, "low": 0.0, "high": 0.2},
+                "scores": [[1.0, 0.2], [0.2, 1.0]],
+            },
+            {"method": "measured", "gain": [[0.0, 0.1], [0.1, 0.0]], "tasks": ["a / b", "c / d"]},
         ],
     }
     tasks = {"train": 3, "unseen": 2, "withheld": 1}

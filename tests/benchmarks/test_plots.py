@@ -19,6 +19,9 @@ def test_every_result_file_is_drawn_and_twice_the_same(tmp_path: Path) -> None:
         "fewshot-cnn-l",
         "fewshot-head",
         "novelty-cnn-l",
+        "similarity-curves",
+        "similarity-matrix",
+        "similarity-transfer",
         "time-cnn-l",
         "time-head",
     ]
