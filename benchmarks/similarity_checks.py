@@ -18,13 +18,13 @@ from trainer.lps import Collection
 
 
 def controls(bench: Bench, sets: dict[str, Path]) -> list[dict[str, Any]]:
-    """Protocol B's retrieval on other sets of the same or other tasks, by the network of the main set."""
-    trained_on = {t.names for t in bench.split.train}
+    """Protocol B's retrieval by the main set's network on other sets: their tasks that share no class with training."""
+    taken = {c for t in bench.split.train for c in t.classes}
     rows = []
     for name, run in sets.items():
         models = modelset.load(run)
         examples = lps.collect([models])
-        unseen = examples.of_tasks([t for t in models.tasks if t.names not in trained_on])
+        unseen = examples.of_tasks([t for t in models.tasks if not taken & set(t.classes)])
         labels: Ints = unseen.labels.numpy()
         query = asks(unseen)
         luck = chance(labels[query], labels[~query])

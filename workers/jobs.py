@@ -202,7 +202,7 @@ class Jobs:
             for job_id, _ in found[:limit]:
                 pipe.hgetall(self._key("job", job_id))
             records = pipe.execute()
-        jobs = [_record(job_id, fields) for (job_id, _), fields in zip(found, records, strict=False) if fields]
+        jobs = [_record(job_id, fields) for (job_id, _), fields in zip(found[:limit], records, strict=True) if fields]
         return JobPage(jobs, str(int(found[limit - 1][1])) if len(found) > limit else None)
 
     def _page_of(self, owner: str, status: JobStatus | None, cursor: str | None, limit: int) -> JobPage:
