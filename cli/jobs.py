@@ -63,20 +63,12 @@ def cancel(job_ids: tuple[str, ...]) -> None:
 @click.option("--all", "everything", is_flag=True, help="Replay every dead letter.")
 def replay(job_ids: tuple[str, ...], everything: bool) -> None:
     """Enter dead letters as new jobs, with the same request and a copy of the upload; each leaves the list."""
-    from kombu.exceptions import OperationalError
-
     from model_store.store import NotFound
     from workers import filing
-    from workers.client import QueueClient
-    from workers.settings import Settings
 
     if bool(job_ids) == everything:
         raise click.UsageError("Name jobs, or give --all.")
-    settings = Settings()
-    with (
-        _opened() as (records, store),
-        closing(QueueClient(settings.redis_url, settings.visibility_timeout_s)) as queue,
-    ):
+    with _opened() as (records, store):
         for job_id in job_ids or [letter["id"] for letter in records.dead_letters(1_000)]:
             try:
                 record = filing.replay(records, store, job_id)
@@ -85,11 +77,6 @@ def replay(job_ids: tuple[str, ...], everything: bool) -> None:
             except NotFound:
                 click.echo(f"{job_id}: its samples are no longer stored", err=True)
                 continue
-            try:
-                queue.send(record)
-                records.sent(record.id)
-            except OperationalError:
-                pass  # a gateway sends it when the broker takes it
             click.echo(f"{job_id}: replayed as {record.id}")
 
 

@@ -36,7 +36,6 @@ from service.webhooks.addresses import Rules
 from service.webhooks.outbox import Outbox
 from service.webhooks.sender import Sender
 from workers import logs, tracing
-from workers.client import QueueClient
 
 _DESCRIPTION = """Neural network weights on demand: a few labelled images in, a working network out.
 
@@ -93,7 +92,6 @@ def _open(settings: GatewaySettings) -> Services:
         ),
         jobs=jobs,
         workers=workers,
-        queue=QueueClient(settings.redis_url, settings.visibility_timeout_s),
         store=store,
         models=ModelRepository(store),
         catalogue=Catalogue(settings.bundle_dir),
@@ -116,7 +114,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await task
     await services.followers.aclose()
     services.redis.close()
-    services.queue.close()
     services.store.close()
     tracing.close()
 

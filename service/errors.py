@@ -22,7 +22,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from kombu.exceptions import OperationalError
 from pydantic import Field, ValidationError
 from pydantic_core import ErrorDetails
 from redis import RedisError
@@ -181,7 +180,6 @@ _TRANSLATED: dict[type[Exception], ServiceError] = {
     store.NotFound: NotFound("It was there a moment ago, and was deleted."),
     store.Corrupt: ServiceError("The stored bytes are damaged, and are not given out."),
     RedisError: Unavailable("The job records do not answer. Send the request again, with an Idempotency-Key."),
-    OperationalError: Unavailable("The queue does not answer. Send the request again, with an Idempotency-Key."),
     jobs.UnknownJob: NotFound("There is no such job, or it ended so long ago that it was forgotten."),
     jobs.QueueFull: QueueFull("Too many jobs wait already. Send the request again later."),
     jobs.KeyReused: KeyReused("This Idempotency-Key came with another payload before. Use a new key."),

@@ -15,7 +15,6 @@ from service.metrics import Metrics
 from service.settings import GatewaySettings
 from service.webhooks.addresses import Rules
 from service.webhooks.outbox import Outbox
-from workers.client import QueueClient
 from workers.jobs import Jobs
 from workers.registry import Registry
 
@@ -30,7 +29,6 @@ class Services:
     """For waiting on event streams, one connection a client that waits."""
     jobs: Jobs
     workers: Registry
-    queue: QueueClient
     store: ObjectStore
     models: ModelRepository
     catalogue: Catalogue

@@ -1,6 +1,10 @@
 """The sending end of the queue, and the Celery settings that both ends must share."""
 
+import base64
+import json
+
 from celery import Celery
+from kombu import serialization
 
 from workers import tracing
 from workers.messages import GENERATE_QUEUE, QUEUES, TASKS, JobRecord
@@ -35,26 +39,31 @@ def make_celery(broker_url: str, visibility_timeout: int) -> Celery:
     return app
 
 
-class QueueClient:
-    """Sends jobs to their queues by task name: no task code is imported here."""
+_SENDER = Celery("loomweight", broker="redis://", set_as_current=False)
+"""Makes messages and never connects."""
 
-    def __init__(self, broker_url: str, visibility_timeout: int) -> None:
-        self._celery = make_celery(broker_url, visibility_timeout)
-        # A sender waits for the broker only briefly: the job is recorded, and its message is sent again when due.
-        self._celery.conf.broker_transport_options["socket_timeout"] = 5
 
-    def send(self, job: JobRecord) -> None:
-        """Send the job's message. Raises `kombu.exceptions.OperationalError` if the broker does not take it."""
-        self._celery.send_task(
-            TASKS[job.kind],
-            kwargs={"job_id": job.id},
-            queue=job.queue,
-            task_id=job.id,
-            headers=tracing.carried(),
-            retry=True,
-            retry_policy={"max_retries": 1, "interval_start": 0.1},
-        )
+def message(job: JobRecord) -> str:
+    """Return what a worker's Celery takes from the job's list in Redis; `@tag@` is where a copy's own tag goes.
 
-    def close(self) -> None:
-        """Let go of the broker's connections."""
-        self._celery.close()
+    Celery makes the task; the envelope around it is that of kombu's virtual transports, which a test compares with one
+    that Celery sent itself. Sending through Celery would be a step of its own beside the record's, and takes 2 ms.
+    """
+    task = _SENDER.amqp.as_task_v2(job.id, TASKS[job.kind], kwargs={"job_id": job.id}, ignore_result=None)
+    content_type, encoding, body = serialization.dumps(task.body, "json")  # type: ignore[no-untyped-call]
+    properties = {
+        "delivery_tag": "@tag@",
+        "delivery_info": {"exchange": "", "routing_key": job.queue},
+        "delivery_mode": 2,
+        "priority": 0,
+        "body_encoding": "base64",
+        **task.properties,
+    }
+    envelope = {
+        "properties": properties,
+        "headers": {**task.headers, **tracing.carried()},
+        "content-type": content_type,
+        "content-encoding": encoding,
+        "body": base64.b64encode(body.encode()).decode(),
+    }
+    return json.dumps(envelope)

@@ -66,8 +66,8 @@ def find(store: ObjectStore, job_id: str) -> JobRecord:
 def replay(jobs: Jobs, store: ObjectStore, job_id: str) -> JobRecord:
     """Enter a dead letter as a new job, with a copy of its upload; the same one however often this is tried.
 
-    A terminal status never changes, hence the new id. The message is the caller's to send. Raises `UnknownJob`,
-    `NotDead`, `QueueFull`, and `NotFound` when the upload is over its time.
+    A terminal status never changes, hence the new id. Raises `UnknownJob`, `NotDead`, `QueueFull`, and `NotFound` when
+    the upload is over its time.
     """
     try:
         record = jobs.get(job_id)

@@ -1,11 +1,12 @@
 """The transitions of `workers/jobs.py` as Lua: each runs in Redis as one atomic step, by the server's clock.
 
 Every script is called with (prefix, job id, ttl, max attempts, dead-letter error, …its own arguments), the last ones
-from ARGV[6] on. Scripts answer with a word that `Jobs` turns into a value or an exception.
+from ARGV[7] on. Scripts answer with a word that `Jobs` turns into a value or an exception.
 """
 
 _PRELUDE = """
 local prefix, id, ttl, max_attempts, dead_error = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local again = tonumber(ARGV[6])
 local job, stream = prefix .. 'job:' .. id, prefix .. 'events:' .. id
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
@@ -29,9 +30,18 @@ local function move(to)
   emit('status', cjson.encode({status = to, attempt = tonumber(get('attempt'))}))
 end
 
+-- Every copy of the message has a tag of its own, by which the broker tells them apart.
+local function send()
+  local tag = id .. '.' .. redis.call('HINCRBY', job, 'sent', 1)
+  local message = string.gsub(get('message'), '@tag@', tag, 1)
+  redis.call('LPUSH', get('queue'), message)
+  redis.call('ZADD', prefix .. 'due', now + again, id)
+end
+
 local function close(status, field, value)
   redis.call('HSET', job, 'finished_at', stamp())
   if field then redis.call('HSET', job, field, value) end
+  redis.call('HDEL', job, 'message')
   move(status)
   if get('owner') ~= '' then redis.call('SREM', prefix .. 'active:' .. get('owner'), id) end
   if redis.call('EXISTS', prefix .. 'callback:' .. id) == 1 then redis.call('ZADD', prefix .. 'callbacks', now, id) end
@@ -56,7 +66,7 @@ local function lapsed()
 end
 
 -- What becomes of a job whose worker is gone: stopped if that was wanted, given up after too many attempts, else queued
--- again, its message due at once.
+-- and sent again.
 local function revive()
   if get('cancel') == '1' then
     close('canceled')
@@ -67,7 +77,7 @@ local function revive()
     redis.call('HDEL', job, 'progress', 'worker', 'started_at')
     move('queued')
     redis.call('ZADD', place('queued'), redis.call('INCR', prefix .. 'seq'), id)
-    redis.call('ZADD', prefix .. 'due', now, id)
+    send()
   end
   return get('status')
 end
@@ -80,13 +90,13 @@ local function refusal() return redis.call('EXISTS', job) == 1 and 'stale' or 'u
 RESERVE = (
     _PRELUDE
     + """
-local known = redis.call('HMGET', ARGV[6], 'fingerprint', 'job')
+local known = redis.call('HMGET', ARGV[7], 'fingerprint', 'job')
 if not known[1] then
-  redis.call('HSET', ARGV[6], 'fingerprint', ARGV[7])
-  redis.call('EXPIRE', ARGV[6], ARGV[8])
+  redis.call('HSET', ARGV[7], 'fingerprint', ARGV[8])
+  redis.call('EXPIRE', ARGV[7], ARGV[9])
   return 'reserved'
 end
-if known[1] ~= ARGV[7] then return 'reused' end
+if known[1] ~= ARGV[8] then return 'reused' end
 return known[2] and 'job:' .. known[2] or 'in flight'
 """
 )
@@ -95,19 +105,21 @@ return known[2] and 'job:' .. known[2] or 'in flight'
 RELEASE = (
     _PRELUDE
     + """
-if redis.call('HEXISTS', ARGV[6], 'job') == 0 then redis.call('DEL', ARGV[6]) end
+if redis.call('HEXISTS', ARGV[7], 'job') == 0 then redis.call('DEL', ARGV[7]) end
 return 'ok'
 """
 )
 
-# queue, most queued, seconds until the message is sent again, idempotency key or '', then fields and values
+# queue, most queued, most active jobs of the owner or 0, idempotency key or '', owner or '', then fields and values
 CREATE = (
     _PRELUDE
     + """
 if redis.call('EXISTS', job) == 1 then return 'job:' .. id end -- a repetition after a lost answer
-local known = ARGV[9] ~= '' and redis.call('HGET', ARGV[9], 'job')
+local known = ARGV[10] ~= '' and redis.call('HGET', ARGV[10], 'job')
 if known then return 'job:' .. known end
-if redis.call('ZCARD', prefix .. 'queued:' .. ARGV[6]) >= tonumber(ARGV[7]) then return 'full' end
+if redis.call('ZCARD', prefix .. 'queued:' .. ARGV[7]) >= tonumber(ARGV[8]) then return 'full' end
+local most = tonumber(ARGV[9])
+if most > 0 and redis.call('SCARD', prefix .. 'active:' .. ARGV[11]) >= most then return 'active' end
 
 -- Records vanish by themselves; what points to them goes here, a few at a time.
 for _, old in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'ended', '-inf', now, 'LIMIT', 0, 16)) do
@@ -119,8 +131,8 @@ for _, old in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'ended', '-inf', now,
 end
 
 local seq = redis.call('INCR', prefix .. 'seq')
-redis.call('HSET', job, 'queue', ARGV[6], 'seq', seq, 'attempt', 0, 'created_at', stamp(), 'status', 'queued',
-  unpack(ARGV, 10))
+redis.call('HSET', job, 'queue', ARGV[7], 'seq', seq, 'attempt', 0, 'created_at', stamp(), 'status', 'queued',
+  'owner', ARGV[11], unpack(ARGV, 12))
 redis.call('ZADD', prefix .. 'jobs', seq, id)
 if get('owner') ~= '' then
   local owned, oldest = prefix .. 'owned:' .. get('owner'), redis.call('ZRANGE', prefix .. 'jobs', 0, 0, 'WITHSCORES')
@@ -130,21 +142,21 @@ if get('owner') ~= '' then
 end
 move('queued')
 redis.call('ZADD', place('queued'), seq, id)
-redis.call('ZADD', prefix .. 'due', now + tonumber(ARGV[8]), id)
-if ARGV[9] ~= '' then
-  redis.call('HSET', ARGV[9], 'job', id)
-  redis.call('EXPIRE', ARGV[9], ttl)
+send()
+if ARGV[10] ~= '' then
+  redis.call('HSET', ARGV[10], 'job', id)
+  redis.call('EXPIRE', ARGV[10], ttl)
 end
-return 'job:' .. id
+return 'new:' .. get('created_at')
 """
 )
 
-# seconds until the message is sent again
-SENT = (
+# no arguments
+SEND = (
     _PRELUDE
     + """
 if get('status') == 'queued' then
-  redis.call('ZADD', prefix .. 'due', now + tonumber(ARGV[6]), id)
+  send()
 else
   redis.call('ZREM', prefix .. 'due', id)
 end
@@ -159,9 +171,9 @@ CLAIM = (
 if lapsed() then revive() end
 if get('status') ~= 'queued' then return 0 end
 local token = redis.call('HINCRBY', job, 'attempt', 1)
-redis.call('HSET', job, 'worker', ARGV[6], 'lease', ARGV[7], 'started_at', stamp())
+redis.call('HSET', job, 'worker', ARGV[7], 'lease', ARGV[8], 'started_at', stamp())
 move('running')
-redis.call('ZADD', place('running'), now + tonumber(ARGV[7]), id)
+redis.call('ZADD', place('running'), now + tonumber(ARGV[8]), id)
 return token
 """
 )
@@ -170,7 +182,7 @@ return token
 HEARTBEAT = (
     _PRELUDE
     + """
-if not holds(ARGV[6]) then return refusal() end
+if not holds(ARGV[7]) then return refusal() end
 redis.call('ZADD', place('running'), now + tonumber(get('lease')), id)
 return 'ok'
 """
@@ -180,9 +192,9 @@ return 'ok'
 PROGRESS = (
     _PRELUDE
     + """
-if not holds(ARGV[6]) then return refusal() end
-redis.call('HSET', job, 'progress', ARGV[7])
-emit('progress', ARGV[7])
+if not holds(ARGV[7]) then return refusal() end
+redis.call('HSET', job, 'progress', ARGV[8])
+emit('progress', ARGV[8])
 return 'ok'
 """
 )
@@ -191,9 +203,9 @@ return 'ok'
 CLOSE = (
     _PRELUDE
     + """
-if not holds(ARGV[6]) then return refusal() end
-if ARGV[8] == '' then close(ARGV[7]) else close(ARGV[7], ARGV[8], ARGV[9]) end
-if ARGV[10] == '1' then bury() end
+if not holds(ARGV[7]) then return refusal() end
+if ARGV[9] == '' then close(ARGV[8]) else close(ARGV[8], ARGV[9], ARGV[10]) end
+if ARGV[11] == '1' then bury() end
 return 'ok'
 """
 )
@@ -216,7 +228,7 @@ return get('status')
 EXPIRE = (
     _PRELUDE
     + """
-if get('status') == 'queued' then close('expired', 'error', ARGV[6]) end
+if get('status') == 'queued' then close('expired', 'error', ARGV[7]) end
 return get('status')
 """
 )

@@ -1,5 +1,8 @@
 """The state machine of jobs, kept in Redis by us: a result backend answers "pending" for ids that never existed.
 
+The broker is the same Redis, so a job's message goes into its queue in the very step that records the job as queued:
+there is no moment in which one is there without the other (docs/decisions/0012).
+
     queued ──claim──► running ──finish──► succeeded      a terminal status never changes, and is forgotten after `ttl`
       │  ▲               ├──fail────────► failed
       │  └───requeue─────┤                               requeue: the lease ran out; after `max_attempts` claims: failed
@@ -13,12 +16,15 @@ call with the old token raises `StaleAttempt`. Errors:
     ├── UnknownJob      never existed, or forgotten
     ├── StaleAttempt    the token is not that of the running attempt (any more)
     ├── QueueFull       the queue takes no more jobs now
+    ├── TooManyActive   the owner has as many jobs that wait or run as they may
     ├── KeyReused       an idempotency key came with another payload
     └── KeyInFlight     the first request with this idempotency key is not answered yet
 
 Keys, all below the prefix:
 
-    job:{id}               hash     the record: seq, status, worker, …; request, inputs, progress, result, error (JSON)
+    job:{id}               hash     the record: seq, status, worker, …; request, inputs, progress, result, error (JSON);
+                                    message, sent (how often), until it ends
+    {queue}                list     messages, as Celery takes them; the only keys without the prefix
     events:{id}            stream   every transition and progress step: event, data (JSON); capped
     jobs, jobs:{status}    zset     ids by sequence number: the listing
     owned:{owner}          zset     ids by sequence number: what an owner's listing shows
@@ -26,7 +32,7 @@ Keys, all below the prefix:
     callbacks              zset     ids of ended jobs whose webhook is to be sent (`service/webhooks`), by when
     queued:{queue}         zset     ids by sequence number: the queue's order as far as we know it
     running:{queue}        zset     ids by the time their lease runs out
-    due                    zset     queued ids by the time their message is to be sent (again)
+    due                    zset     queued ids by the time their message is to be sent again
     ended                  zset     ids by the time they are forgotten
     idempotency:{sha256}   hash     fingerprint of the payload, job once created
     dead                   list     jobs that failed through no fault of the request's, newest first; capped
@@ -44,12 +50,11 @@ from typing import Any, NamedTuple, cast
 from redis import Redis
 
 from workers import job_scripts as lua
+from workers.client import message
 from workers.messages import QUEUES, JobError, JobRecord, JobResult, JobStatus, Progress
 
 SEND_AGAIN_S = 60
 """A queued job's message is repeated this often, in case a broker lost it; a second delivery exits quietly."""
-SEND_GRACE_S = 10
-"""How long the creator of a job has for sending its message, until others do."""
 RESERVED_S = 30
 """How long an idempotency key may stay without an answer, should whoever reserved it die or lose Redis."""
 
@@ -72,6 +77,10 @@ class StaleAttempt(JobsError):
 
 class QueueFull(JobsError):
     """The queue is at its limit."""
+
+
+class TooManyActive(JobsError):
+    """The owner has as many jobs that wait or run as they may."""
 
 
 class KeyReused(JobsError):
@@ -151,26 +160,32 @@ class Jobs:
         """Give up a reservation whose request failed, so that it can be tried again; one that led to a job stays."""
         self._run("RELEASE", "", self._idempotency(key))
 
-    def create(self, record: JobRecord, *, idempotency_key: str | None = None) -> JobRecord:
-        """Enter a new job as queued, once however often it is tried; returns the record. Raises `QueueFull`.
+    def create(
+        self, record: JobRecord, *, idempotency_key: str | None = None, most_active: int | None = None
+    ) -> JobRecord:
+        """Enter a new job as queued and send its message, once however often it is tried; returns the record.
 
         Where the idempotency key led to another job meanwhile, its reservation having run out, that one is returned.
-        The message is the caller's to send, and to report with `sent`; otherwise it shows up in `due`.
+        Raises `QueueFull`, and `TooManyActive` if `most_active` jobs of the record's owner wait or run.
         """
-        fields = ["kind", record.kind, "request", record.request.model_dump_json()]
+        fields = ["kind", record.kind, "request", record.request.model_dump_json(), "message", message(record)]
         if record.inputs:
             fields += ["inputs", record.inputs.model_dump_json()]
-        if record.owner:
-            fields += ["owner", record.owner]
         key = self._idempotency(idempotency_key) if idempotency_key else ""
-        answer = self._run("CREATE", record.id, record.queue, self._max_queued, SEND_GRACE_S, key, *fields)
+        limits = (self._max_queued, most_active or 0)
+        answer = str(self._run("CREATE", record.id, record.queue, *limits, key, record.owner or "", *fields))
         if answer == "full":
             raise QueueFull(record.queue)
-        return self.get(str(answer).removeprefix("job:"))
+        if answer == "active":
+            raise TooManyActive(record.owner)
+        word, _, value = answer.partition(":")
+        if word == "new":
+            return record.model_copy(update={"created_at": datetime.fromtimestamp(float(value), UTC)})
+        return self.get(value)
 
-    def sent(self, job_id: str) -> None:
-        """Note that the job's message is on its way."""
-        self._run("SENT", job_id, SEND_AGAIN_S)
+    def send(self, job_id: str) -> None:
+        """Send the message of a job that waits once more; a second delivery exits quietly."""
+        self._run("SEND", job_id)
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
@@ -354,7 +369,7 @@ class Jobs:
     def requeue(self, job_id: str) -> JobStatus:
         """Put a job whose lease ran out back into its queue, or end it; returns the status after that.
 
-        Canceled if that was requested, failed and a dead letter after too many attempts. A requeued job is `due`.
+        Canceled if that was requested, failed and a dead letter after too many attempts; otherwise its message is sent.
         """
         return self._status("REQUEUE", job_id)
 
@@ -370,7 +385,7 @@ class Jobs:
         return [job_id for queue in QUEUES for job_id in self._below(self._key("running", queue), now, limit)]
 
     def due(self, limit: int = 100) -> list[str]:
-        """Return queued jobs whose message is to be sent: never was, went back to the queue, or was long ago."""
+        """Return queued jobs whose message was sent so long ago that it may be lost."""
         return self._below(self._prefix + "due", self._now(), limit)
 
     def overdue(self, waited_s: float, limit: int = 100) -> list[str]:
@@ -395,7 +410,7 @@ class Jobs:
         return self._key("idempotency", hashlib.sha256(key.encode()).hexdigest())
 
     def _run(self, script: str, job_id: str, *args: str | float) -> Any:
-        return self._scripts[script](args=[self._prefix, job_id, *self._common, *args])
+        return self._scripts[script](args=[self._prefix, job_id, *self._common, SEND_AGAIN_S, *args])
 
     def _checked(self, script: str, job_id: str, *args: str | float) -> None:
         answer = self._run(script, job_id, *args)
@@ -424,7 +439,7 @@ def parse_events(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[Event
 
 
 def _record(job_id: str, fields: Mapping[str, str]) -> JobRecord:
-    values: dict[str, Any] = {name: fields[name] for name in _PLAIN_FIELDS if name in fields}
+    values: dict[str, Any] = {name: fields[name] for name in _PLAIN_FIELDS if fields.get(name)}
     values |= {name: json.loads(fields[name]) for name in _JSON_FIELDS if name in fields}
     values |= {name: datetime.fromtimestamp(float(fields[name]), UTC) for name in _TIME_FIELDS if name in fields}
     return JobRecord(id=job_id, cancel_requested=fields.get("cancel") == "1", **values)

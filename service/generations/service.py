@@ -1,17 +1,15 @@
-"""An upload ► a job, in the order in which nothing can be lost: bytes, record, message."""
+"""An upload ► a job, in the order in which nothing can be lost: bytes first, then the record with its message."""
 
 import hashlib
-import logging
 import secrets
 import uuid
 from contextlib import suppress
 from functools import partial
 
-from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from model_store import keys
-from service.access.admission import admitted
+from service.access.admission import admitted, most_active
 from service.access.principal import Principal
 from service.catalogue.schemas import Target
 from service.errors import InvalidSamples, Unprocessable
@@ -21,7 +19,6 @@ from service.webhooks.addresses import NotAllowed
 from workers.jobs import QueueFull
 from workers.messages import GENERATE_QUEUE, LARGE_QUEUE, MAX_SEED, GenerateRequest, InputRef, JobRecord
 
-_log = logging.getLogger(__name__)
 _STEPS = 30  # of a request that leaves them to the bundle, about
 
 
@@ -102,16 +99,11 @@ def _create(
     wanted = JobRecord(id=job_id, kind="generate", queue=queue, request=request, inputs=inputs, owner=principal.owner)
     if request.callback_url is not None:
         services.outbox.register(job_id, request.callback_url, principal.key_id)
-    record = services.jobs.create(wanted, idempotency_key=idempotency_key)
+    record = services.jobs.create(wanted, idempotency_key=idempotency_key, most_active=most_active(services, principal))
     if record.id != job_id:
         if upload.kind != "uri":
             services.store.delete(inputs.key)
         return record
-    try:
-        services.queue.send(record)
-        services.jobs.sent(job_id)
-    except (OperationalError, RedisError) as error:
-        _log.warning("job %s is recorded, its message follows when the broker answers: %r", job_id, error)
     services.metrics.created.labels(record.kind, request.target, request.method).inc()
     services.metrics.upload_bytes.observe(inputs.size)
     return record

@@ -7,7 +7,6 @@ import logging
 import time
 from contextlib import suppress
 
-from kombu.exceptions import OperationalError
 from redis import RedisError
 
 from model_store.store import StoreError
@@ -25,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class Reaper:
-    """Requeues jobs of lost workers, sends messages that are due, ends what waited too long, files what ended."""
+    """Requeues jobs of lost workers, repeats messages that got lost, ends what waited too long, files what ended."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -41,7 +40,7 @@ class Reaper:
             if time.monotonic() - self._swept > _SWEEP_EVERY_S:
                 self.sweep()
                 self._swept = time.monotonic()
-        except (RedisError, OperationalError, StoreError) as error:
+        except (RedisError, StoreError) as error:
             _log.warning("reaping stopped halfway: %r", error)
         except Exception:  # noqa: BLE001 - whatever it was, the next look may fare better
             _log.exception("reaping stopped halfway")
@@ -70,8 +69,7 @@ class Reaper:
                 if missing[record.queue] <= 0:
                     continue  # a busy queue: its message waits there with the others
                 missing[record.queue] -= 1
-                self._services.queue.send(record)
-            jobs.sent(job_id)
+            jobs.send(job_id)
 
     def _missing(self, queue: str) -> int:
         """How many messages the broker lacks. Sending none but these keeps a long queue from filling with copies."""

@@ -1,19 +1,15 @@
 """A question about similarity ► a job, and its answer where that comes soon enough."""
 
-import logging
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 
-from kombu.exceptions import OperationalError
-from redis import RedisError
-
 from model_store import keys
 from model_store.records import ModelCard
 from model_store.store import NotFound as NotStored
-from service.access.admission import admitted
+from service.access.admission import admitted, most_active
 from service.access.principal import Principal
 from service.errors import Conflict, NotFound, failed
 from service.models.uploads import Checkpoint as Upload
@@ -32,7 +28,6 @@ from workers.messages import (
 )
 
 _AT_ONCE = 8
-_log = logging.getLogger(__name__)
 Source = Upload | ModelCard
 
 
@@ -90,11 +85,11 @@ def _side(source: Source) -> Checkpoint:
 def _create(
     services: Services, principal: Principal, kind: JobKind, request: JobRequest, uploads: Mapping[str, Upload]
 ) -> JobRecord:
-    return admitted(services, principal, partial(_enter, services, principal.owner, kind, request, uploads))
+    return admitted(services, principal, partial(_enter, services, principal, kind, request, uploads))
 
 
 def _enter(
-    services: Services, owner: str | None, kind: JobKind, request: JobRequest, uploads: Mapping[str, Upload]
+    services: Services, principal: Principal, kind: JobKind, request: JobRequest, uploads: Mapping[str, Upload]
 ) -> JobRecord:
     if services.jobs.queued(SIMILARITY_QUEUE) >= services.settings.max_queued:
         raise QueueFull(SIMILARITY_QUEUE)  # before the store takes the uploads; the record's creation checks again
@@ -107,11 +102,7 @@ def _enter(
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for _ in pool.map(put, uploads):  # raises what a put raised
             pass
-    record = services.jobs.create(JobRecord(id=job_id, kind=kind, queue=SIMILARITY_QUEUE, request=request, owner=owner))
-    try:
-        services.queue.send(record)
-        services.jobs.sent(job_id)
-    except (OperationalError, RedisError) as error:
-        _log.warning("job %s is recorded, its message follows when the broker answers: %r", job_id, error)
+    wanted = JobRecord(id=job_id, kind=kind, queue=SIMILARITY_QUEUE, request=request, owner=principal.owner)
+    record = services.jobs.create(wanted, most_active=most_active(services, principal))
     services.metrics.created.labels(record.kind, "", "").inc()
     return record

@@ -8,15 +8,19 @@ from redis import Redis
 
 from tests.jobs.samples import ERROR, RESULT, a_job
 from workers import jobs as jobs_module
-from workers.jobs import Jobs, KeyInFlight, KeyReused, QueueCounts, QueueFull, StaleAttempt, UnknownJob
+from workers.jobs import (
+    Jobs,
+    KeyInFlight,
+    KeyReused,
+    QueueCounts,
+    QueueFull,
+    StaleAttempt,
+    TooManyActive,
+    UnknownJob,
+)
 from workers.messages import InputRef
 
 SHORT = 0.05
-
-
-@pytest.fixture
-def jobs(redis: Redis) -> Jobs:
-    return Jobs(redis)
 
 
 def names(jobs: Jobs, job_id: str) -> list[tuple[str, str]]:
@@ -88,7 +92,7 @@ def test_unknown_jobs(jobs: Jobs) -> None:
         jobs.requeue("nobody")
     assert jobs.claim("nobody", "w", 30) is None
     assert jobs.is_cancel_requested("nobody") is False
-    jobs.sent("nobody")
+    jobs.send("nobody")
     assert jobs.due() == []
 
 
@@ -103,7 +107,7 @@ def test_prefixes_do_not_meet(redis: Redis) -> None:
     job = Jobs(redis, prefix="a:").create(a_job())
     with pytest.raises(UnknownJob):
         Jobs(redis, prefix="b:").get(job.id)
-    assert all(key.startswith("a:") for key in redis.scan_iter())
+    assert {key for key in redis.scan_iter() if not key.startswith("a:")} == {job.queue}, "the broker has no prefix"
 
 
 # Fencing --------------------------------------------------------------------------------------------------------------
@@ -236,7 +240,7 @@ def test_only_waiting_jobs_expire(jobs: Jobs) -> None:
 # Orphans --------------------------------------------------------------------------------------------------------------
 
 
-def test_an_orphan_returns_to_the_queue(jobs: Jobs) -> None:
+def test_an_orphan_returns_to_the_queue(jobs: Jobs, redis: Redis) -> None:
     job = jobs.create(a_job())
     token = jobs.claim(job.id, "w1", 30)
     assert token
@@ -246,12 +250,14 @@ def test_an_orphan_returns_to_the_queue(jobs: Jobs) -> None:
     job = jobs.create(a_job())
     lapse(jobs, job.id)
     assert jobs.orphans() == [job.id]
+    sent = redis.llen(job.queue)
     assert jobs.requeue(job.id) == "queued"
     again = jobs.get(job.id)
     assert (again.status, again.progress, again.started_at, again.attempt) == ("queued", None, None, 1)
-    assert jobs.due() == [job.id]
+    assert redis.llen(job.queue) == sent + 1, "its message was sent again"
     assert jobs.orphans() == []
     assert jobs.requeue(job.id) == "queued", "a second reaper changes nothing"
+    assert redis.llen(job.queue) == sent + 1
     assert jobs.claim(job.id, "w2", 30) == 2
 
 
@@ -288,27 +294,48 @@ def test_many_reapers_requeue_once(jobs: Jobs) -> None:
 # Messages that are due ------------------------------------------------------------------------------------------------
 
 
-def test_a_message_that_was_not_sent_becomes_due(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs_module, "SEND_GRACE_S", SHORT)
+def test_a_job_that_waits_has_a_message(jobs: Jobs, redis: Redis) -> None:
     job = jobs.create(a_job())
-    assert jobs.due() == []
-    time.sleep(SHORT * 1.5)
-    assert jobs.due() == [job.id]
-    jobs.sent(job.id)
+    assert redis.llen(job.queue) == 1
+    jobs.create(job)
+    assert redis.llen(job.queue) == 1, "the same job, entered again after a lost answer"
     assert jobs.due() == []
 
 
-def test_a_lost_message_becomes_due_again(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_message_becomes_due(jobs: Jobs, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs_module, "SEND_AGAIN_S", SHORT)
     job = jobs.create(a_job())
-    jobs.sent(job.id)
+    assert jobs.due() == []
     time.sleep(SHORT * 1.5)
     assert jobs.due() == [job.id]
-    token = jobs.claim(job.id, "w", 30)
-    assert token
-    jobs.sent(job.id)
+    jobs.send(job.id)
+    assert jobs.due() == []
     time.sleep(SHORT * 1.5)
+    assert jobs.due() == [job.id]
+    assert jobs.claim(job.id, "w", 30)
     assert jobs.due() == [], "it has arrived"
+    jobs.send(job.id)
+    assert redis.llen(job.queue) == 2, "and is not sent any more"
+
+
+def test_an_ended_job_keeps_no_message(jobs: Jobs, redis: Redis) -> None:
+    job = jobs.create(a_job())
+    assert redis.hget(f"loomweight:job:{job.id}", "message")
+    jobs.request_cancel(job.id)
+    assert redis.hget(f"loomweight:job:{job.id}", "message") is None
+
+
+def test_an_owner_has_no_more_active_jobs_than_they_may_at_whatever_moment(jobs: Jobs) -> None:
+    def enter(number: int) -> bool:
+        try:
+            jobs.create(a_job().model_copy(update={"id": f"job-{number}", "owner": "o"}), most_active=3)
+        except TooManyActive:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(enter, range(100, 132))) == 3
+    assert jobs.active("o") == 3
 
 
 # Queues ---------------------------------------------------------------------------------------------------------------

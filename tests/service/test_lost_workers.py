@@ -52,7 +52,7 @@ def test_a_worker_that_is_told_to_go_loses_no_job(gateway: Gateway, ask: Ask, tm
     settings, log = worker_settings(gateway), tmp_path / "worker.log"
     with worker(settings, log) as first:
         until(lambda: is_ready(gateway), 60)
-        long = ask(60)
+        long = ask(120)
         others = [ask(1) for _ in range(5)]
         until(lambda: gateway.jobs.get(long).status == "running")
         # When it is told to go

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.test_worker import send, until, worker
+from tests.workers.test_worker import until, worker
 from workers import logs
 from workers.runtime import Runtime
 from workers.worker_settings import WorkerSettings
-
-__all__ = ["send"]
 
 
 @pytest.fixture
@@ -42,7 +40,7 @@ def collector() -> Iterator[tuple[str, list[bytes]]]:
 def test_a_workers_lines_and_spans(
     settings: WorkerSettings,
     runtime: Runtime,
-    send: Callable[..., str],
+    submit: Callable[..., str],
     tmp_path: Path,
     collector: tuple[str, list[bytes]],
 ) -> None:
@@ -50,7 +48,7 @@ def test_a_workers_lines_and_spans(
     given = {"LOOMWEIGHT_LOG_FORMAT": "json", "LOOMWEIGHT_TRACES_ENDPOINT": endpoint}
     with worker(settings, tmp_path / "log", **given) as process:
         with logs.serving(logs.request_id, "asked-3"):
-            job = send(steps=1)
+            job = submit(steps=1)
         until(lambda: runtime.jobs.get(job).status == "succeeded", 60)
         process.terminate()
         process.wait(60)

@@ -121,7 +121,7 @@ def test_without_a_seed_one_is_drawn_and_returned(runtime: Runtime, submit: Subm
 
     seeds = [ended(runtime, job_id).result.seed for job_id in (first, second)]  # type: ignore[union-attr]
     assert seeds[0] != seeds[1]
-    assert [call.seed for call in generator.calls] == seeds
+    assert sorted(call.seed for call in generator.calls) == sorted(seeds), "the second may run with the first"
 
 
 # deliveries more than once --------------------------------------------------------------------------------------------

