@@ -45,6 +45,12 @@ class GatewaySettings(Settings):
     model_ttl_s: int | None = Field(
         default=None, ge=60, description="How long the store keeps models, uploaded ones too. Default: until deleted."
     )
+    inline_bytes: int = Field(
+        default=131_072,
+        ge=0,
+        description="Uploads up to this stay in Redis, with the job's record and until it ends; larger ones go to the "
+        "store. Times `max_queued`, that is memory Redis must have.",
+    )
     large_bytes: int = Field(default=4_000_000, ge=1, description="An upload over this goes to the queue `large`,")
     large_steps: int = Field(
         default=2_000,

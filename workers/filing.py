@@ -11,7 +11,7 @@ from model_store import keys
 from model_store.models import ModelRepository, new_model_id
 from model_store.store import Corrupt, InvalidKey, NotFound, ObjectStore
 from workers.jobs import Jobs, JobsError, UnknownJob
-from workers.messages import TERMINAL, GenerateRequest, JobRecord, SimilarityRequest
+from workers.messages import TERMINAL, GenerateRequest, InputRef, JobRecord, SimilarityRequest
 
 
 class NotDead(JobsError):
@@ -33,6 +33,9 @@ def file(jobs: Jobs, models: ModelRepository, job_id: str) -> None:
     if record.status != "succeeded" and record.attempt and isinstance(record.request, GenerateRequest):
         for rank in range(record.request.keep):
             models.delete(new_model_id(job_id, rank))
+    if is_dead(record) and record.inputs and record.inputs.inline:
+        data = upload(jobs, models.store, job_id, record.inputs)
+        models.store.put(record.inputs.key, data, content_type=record.inputs.content_type)
     text = record.model_dump_json().encode()
     models.store.put(keys.job_record(job_id), text, content_type="application/json")
     if not is_dead(record):
@@ -42,13 +45,21 @@ def file(jobs: Jobs, models: ModelRepository, job_id: str) -> None:
 
 
 def uploads(record: JobRecord) -> list[str]:
-    """Return the keys of what was uploaded for a job."""
+    """Return the keys of what the store has of a job's upload; it gets a small one when the job is a dead letter."""
     request = record.request
     if isinstance(request, SimilarityRequest):
         return [keys.job_input(record.id, n) for n, side in (("a", request.a), ("b", request.b)) if side.model is None]
     if record.inputs is None or record.inputs.kind == "uri":  # that one is not ours
         return []
+    if record.inputs.inline and not is_dead(record):
+        return []
     return [record.inputs.key]
+
+
+def upload(jobs: Jobs, store: ObjectStore, job_id: str, inputs: InputRef) -> bytes:
+    """Return what a job's client sent, from where it lies now. Raises `NotFound`, and what store and Redis raise."""
+    data = jobs.upload(job_id) if inputs.inline else None
+    return store.get(inputs.key) if data is None else data
 
 
 def find(store: ObjectStore, job_id: str) -> JobRecord:
@@ -79,9 +90,11 @@ def replay(jobs: Jobs, store: ObjectStore, job_id: str) -> JobRecord:
     inputs = record.inputs
     content_type = inputs.content_type if inputs else "application/octet-stream"
     for key in uploads(record):
-        store.put(keys.job_input(new_id, key.rpartition("/")[2]), store.get(key), content_type=content_type)
+        data = upload(jobs, store, job_id, inputs) if inputs else store.get(key)
+        store.put(keys.job_input(new_id, key.rpartition("/")[2]), data, content_type=content_type)
     if inputs and inputs.kind != "uri":
-        inputs = inputs.model_copy(update={"key": keys.job_input(new_id, inputs.key.rpartition("/")[2])})
+        moved = {"key": keys.job_input(new_id, inputs.key.rpartition("/")[2]), "inline": False}
+        inputs = inputs.model_copy(update=moved)
     fresh = JobRecord(
         id=new_id, kind=record.kind, queue=record.queue, request=record.request, inputs=inputs, owner=record.owner
     )

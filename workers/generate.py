@@ -21,7 +21,7 @@ from loomweight.errors import InvalidRequest
 from loomweight.generator import GenerateOptions, GenerationResult, Generator
 from loomweight.together import Seat, Together
 from model_store.store import AlreadyExists, StoreUnavailable
-from workers import metrics
+from workers import filing, metrics
 from workers.artifacts import Artifacts, Origin, export
 from workers.attempts import Attempt, Claim, Outcome, abandoned, claim, counted, perform
 from workers.inputs import Samples, read_dataset, read_samples
@@ -32,7 +32,6 @@ from workers.messages import (
     LARGE_QUEUE,
     MAX_SEED,
     GenerateResult,
-    InputRef,
     JobRecord,
     Novelty,
     StoredModel,
@@ -74,7 +73,11 @@ def generate(job_id: str, runtime: Runtime) -> Outcome:
 
         alone = partial(torch.set_num_threads, 1)  # the threads share the cores, and each has one
         with ThreadPoolExecutor(len(claims), "job", initializer=alone) as pool:
-            outcomes = list(pool.map(seated, claims))
+            try:
+                outcomes = list(pool.map(seated, claims))
+            except BaseException:  # told to end, in the main thread; the pool waits for the others
+                leases.let_go()
+                raise
         return outcomes[0]
 
 
@@ -112,7 +115,7 @@ def _produce(generator: Generates, attempt: Attempt) -> GenerateResult:
 
     report("decode_inputs", 0, 1)
     with _timed(timings, "decode_inputs"):
-        samples = _read(record.inputs, runtime)
+        samples = _read(record, runtime)
     report("decode_inputs", 1, 1)
     attempt.check()
     options = _options(record, runtime)
@@ -151,14 +154,15 @@ def _observe(
             metrics.GAIN.labels(target=options.target).observe(best - max(result.baselines.values()))
 
 
-def _read(inputs: InputRef | None, runtime: Runtime) -> Samples:
+def _read(record: JobRecord, runtime: Runtime) -> Samples:
+    inputs, limits = record.inputs, runtime.settings.limits()
     if inputs is None:
         raise InvalidRequest("This bundle conditions on samples only; send some.")
-    store, limits = runtime.models.store, runtime.settings.limits()
     if inputs.kind == "uri":
         data = with_patience(lambda: fetch(inputs.key, runtime.settings), runtime.settings.outage_s, StoreUnavailable)
         return read_dataset(data, limits)
-    data = with_patience(lambda: store.get(inputs.key), runtime.settings.outage_s, StoreUnavailable)
+    read = partial(filing.upload, runtime.jobs, runtime.models.store, record.id, inputs)
+    data = with_patience(read, runtime.settings.outage_s, (StoreUnavailable, RedisError))
     if inputs.kind == "dataset":
         return read_dataset(data, limits)
     return read_samples(*unpack_samples(data), limits)

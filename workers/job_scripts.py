@@ -7,7 +7,7 @@ from ARGV[7] on. Scripts answer with a word that `Jobs` turns into a value or an
 _PRELUDE = """
 local prefix, id, ttl, max_attempts, dead_error = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local again = tonumber(ARGV[6])
-local job, stream = prefix .. 'job:' .. id, prefix .. 'events:' .. id
+local job, stream, upload = prefix .. 'job:' .. id, prefix .. 'events:' .. id, prefix .. 'upload:' .. id
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 
@@ -38,9 +38,19 @@ local function send()
   redis.call('ZADD', prefix .. 'due', now + again, id)
 end
 
-local function close(status, field, value)
+local function bury()
+  local error = cjson.decode(get('error'))
+  local attempts = tonumber(get('attempt'))
+  local letter = {id = id, attempts = attempts, at = stamp(), reason = error.type, detail = error.detail}
+  redis.call('LPUSH', prefix .. 'dead', cjson.encode(letter))
+  redis.call('LTRIM', prefix .. 'dead', 0, 999)
+  redis.call('EXPIRE', upload, ttl) -- it may be replayed
+end
+
+local function close(status, field, value, dead)
   redis.call('HSET', job, 'finished_at', stamp())
   if field then redis.call('HSET', job, field, value) end
+  if dead then bury() else redis.call('DEL', upload) end
   redis.call('HDEL', job, 'message')
   move(status)
   if get('owner') ~= '' then redis.call('SREM', prefix .. 'active:' .. get('owner'), id) end
@@ -50,14 +60,6 @@ local function close(status, field, value)
   redis.call('SET', prefix .. 'forgotten:' .. id, get('owner'), 'EX', ttl * 7)
   redis.call('ZADD', prefix .. 'ended', now + ttl, id)
   redis.call('ZADD', prefix .. 'unfiled', now, id)
-end
-
-local function bury()
-  local error = cjson.decode(get('error'))
-  local attempts = tonumber(get('attempt'))
-  local letter = {id = id, attempts = attempts, at = stamp(), reason = error.type, detail = error.detail}
-  redis.call('LPUSH', prefix .. 'dead', cjson.encode(letter))
-  redis.call('LTRIM', prefix .. 'dead', 0, 999)
 end
 
 local function lapsed()
@@ -71,8 +73,7 @@ local function revive()
   if get('cancel') == '1' then
     close('canceled')
   elseif tonumber(get('attempt')) >= max_attempts then
-    close('failed', 'error', dead_error)
-    bury()
+    close('failed', 'error', dead_error, true)
   else
     redis.call('HDEL', job, 'progress', 'worker', 'started_at')
     move('queued')
@@ -110,7 +111,8 @@ return 'ok'
 """
 )
 
-# queue, most queued, most active jobs of the owner or 0, idempotency key or '', owner or '', then fields and values
+# queue, most queued, most active jobs of the owner or 0, idempotency key or '', owner or '', upload or '', then
+# fields and values
 CREATE = (
     _PRELUDE
     + """
@@ -132,7 +134,8 @@ end
 
 local seq = redis.call('INCR', prefix .. 'seq')
 redis.call('HSET', job, 'queue', ARGV[7], 'seq', seq, 'attempt', 0, 'created_at', stamp(), 'status', 'queued',
-  'owner', ARGV[11], unpack(ARGV, 12))
+  'owner', ARGV[11], unpack(ARGV, 13))
+if ARGV[12] ~= '' then redis.call('SET', upload, ARGV[12]) end
 redis.call('ZADD', prefix .. 'jobs', seq, id)
 if get('owner') ~= '' then
   local owned, oldest = prefix .. 'owned:' .. get('owner'), redis.call('ZRANGE', prefix .. 'jobs', 0, 0, 'WITHSCORES')
@@ -147,7 +150,7 @@ if ARGV[10] ~= '' then
   redis.call('HSET', ARGV[10], 'job', id)
   redis.call('EXPIRE', ARGV[10], ttl)
 end
-return 'new:' .. get('created_at')
+return {get('created_at'), redis.call('ZRANK', place('queued'), id)}
 """
 )
 
@@ -204,8 +207,7 @@ CLOSE = (
     _PRELUDE
     + """
 if not holds(ARGV[7]) then return refusal() end
-if ARGV[9] == '' then close(ARGV[8]) else close(ARGV[8], ARGV[9], ARGV[10]) end
-if ARGV[11] == '1' then bury() end
+if ARGV[9] == '' then close(ARGV[8]) else close(ARGV[8], ARGV[9], ARGV[10], ARGV[11] == '1') end
 return 'ok'
 """
 )
@@ -240,3 +242,11 @@ REQUEUE = (
 return lapsed() and revive() or get('status')
 """
 )
+
+# Called with (prefix, job id) alone: its place in its queue, -1 for none, then fields and values
+READ = """
+local job = ARGV[1] .. 'job:' .. ARGV[2]
+local queue = redis.call('HGET', job, 'queue')
+local rank = queue and redis.call('ZRANK', ARGV[1] .. 'queued:' .. queue, ARGV[2])
+return {rank or -1, unpack(redis.call('HGETALL', job))}
+"""

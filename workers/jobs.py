@@ -24,6 +24,7 @@ Keys, all below the prefix:
 
     job:{id}               hash     the record: seq, status, worker, …; request, inputs, progress, result, error (JSON);
                                     message, sent (how often), until it ends
+    upload:{id}            string   a small upload, as it came, until the job ends
     {queue}                list     messages, as Celery takes them; the only keys without the prefix
     events:{id}            stream   every transition and progress step: event, data (JSON); capped
     jobs, jobs:{status}    zset     ids by sequence number: the listing
@@ -161,27 +162,34 @@ class Jobs:
         self._run("RELEASE", "", self._idempotency(key))
 
     def create(
-        self, record: JobRecord, *, idempotency_key: str | None = None, most_active: int | None = None
+        self,
+        record: JobRecord,
+        upload: bytes = b"",
+        *,
+        idempotency_key: str | None = None,
+        most_active: int | None = None,
     ) -> JobRecord:
         """Enter a new job as queued and send its message, once however often it is tried; returns the record.
 
-        Where the idempotency key led to another job meanwhile, its reservation having run out, that one is returned.
-        Raises `QueueFull`, and `TooManyActive` if `most_active` jobs of the record's owner wait or run.
+        `upload` is kept until the job ends. Where the idempotency key led to another job meanwhile, its reservation
+        having run out, that one is returned. Raises `QueueFull`, and `TooManyActive` if `most_active` jobs of the
+        record's owner wait or run.
         """
         fields = ["kind", record.kind, "request", record.request.model_dump_json(), "message", message(record)]
         if record.inputs:
             fields += ["inputs", record.inputs.model_dump_json()]
         key = self._idempotency(idempotency_key) if idempotency_key else ""
-        limits = (self._max_queued, most_active or 0)
-        answer = str(self._run("CREATE", record.id, record.queue, *limits, key, record.owner or "", *fields))
+        given = (self._max_queued, most_active or 0, key, record.owner or "", upload)
+        answer = self._run("CREATE", record.id, record.queue, *given, *fields)
         if answer == "full":
             raise QueueFull(record.queue)
         if answer == "active":
             raise TooManyActive(record.owner)
-        word, _, value = answer.partition(":")
-        if word == "new":
-            return record.model_copy(update={"created_at": datetime.fromtimestamp(float(value), UTC)})
-        return self.get(value)
+        if isinstance(answer, str):
+            return self.get(answer.removeprefix("job:"))
+        created, rank = answer
+        created_at = datetime.fromtimestamp(float(created), UTC)
+        return record.model_copy(update={"created_at": created_at, "queue_position": rank + 1})
 
     def send(self, job_id: str) -> None:
         """Send the message of a job that waits once more; a second delivery exits quietly."""
@@ -190,11 +198,18 @@ class Jobs:
     # Reading ----------------------------------------------------------------------------------------------------------
 
     def get(self, job_id: str) -> JobRecord:
-        """Return the record. Raises `UnknownJob`."""
-        fields = cast(dict[str, str], self._redis.hgetall(self._key("job", job_id)))
-        if not fields:
+        """Return the record with its place in the queue. Raises `UnknownJob`."""
+        rank, *flat = self._scripts["READ"](args=[self._prefix, job_id])
+        if not flat:
             raise UnknownJob(job_id)
-        return _record(job_id, fields)
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        return _record(job_id, fields, rank)
+
+    def upload(self, job_id: str) -> bytes | None:
+        """Return what was uploaded with the job, as long as it waits, runs or is a dead letter."""
+        command = ("GET", self._key("upload", job_id))
+        data = self._redis.execute_command(*command, NEVER_DECODE=True)  # type: ignore[no-untyped-call]
+        return cast("bytes | None", data)  # everything else here is text
 
     def page(
         self,
@@ -218,7 +233,7 @@ class Jobs:
                 pipe.hgetall(self._key("job", job_id))
             records = pipe.execute()
         jobs = [_record(job_id, fields) for (job_id, _), fields in zip(found[:limit], records, strict=True) if fields]
-        return JobPage(jobs, str(int(found[limit - 1][1])) if len(found) > limit else None)
+        return JobPage(self._placed(jobs), str(int(found[limit - 1][1])) if len(found) > limit else None)
 
     def _page_of(self, owner: str, status: JobStatus | None, cursor: str | None, limit: int) -> JobPage:
         index, newest = self._key("owned", owner), f"({int(cursor)}" if cursor else "+inf"
@@ -239,7 +254,17 @@ class Jobs:
                     found.append((seq, _record(job_id, fields)))
             newest = f"({int(batch[-1][1])}"
         page = found[:limit]
-        return JobPage([job for _, job in page], str(int(page[-1][0])) if len(found) > limit else None)
+        return JobPage(self._placed([job for _, job in page]), str(int(page[-1][0])) if len(found) > limit else None)
+
+    def _placed(self, records: list[JobRecord]) -> list[JobRecord]:
+        """Fill in the places of those that wait."""
+        waiting = [record for record in records if record.status == "queued"]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for record in waiting:
+                pipe.zrank(self._key("queued", record.queue), record.id)
+            ranks = pipe.execute() if waiting else []
+        places = {record.id: rank + 1 for record, rank in zip(waiting, ranks, strict=True) if rank is not None}
+        return [record.model_copy(update={"queue_position": places.get(record.id)}) for record in records]
 
     def owner_of_forgotten(self, job_id: str) -> str | None:
         """Return the owner ("" for nobody) of a job that ended and may be forgotten; None if there was none."""
@@ -248,15 +273,6 @@ class Jobs:
     def active(self, owner: str) -> int:
         """Return how many jobs of an owner wait or run."""
         return int(self._redis.scard(self._key("active", owner)))
-
-    def queue_positions(self, records: Iterable[JobRecord]) -> dict[str, int]:
-        """Return the place in their queue of those that wait: 1 is the next."""
-        waiting = [record for record in records if record.status == "queued"]
-        with self._redis.pipeline(transaction=False) as pipe:
-            for record in waiting:
-                pipe.zrank(self._key("queued", record.queue), record.id)
-            ranks = pipe.execute() if waiting else []
-        return {record.id: rank + 1 for record, rank in zip(waiting, ranks, strict=True) if rank is not None}
 
     def counts(self) -> dict[str, QueueCounts]:
         """Return how many jobs wait and run, by queue."""
@@ -409,7 +425,7 @@ class Jobs:
     def _idempotency(self, key: str) -> str:
         return self._key("idempotency", hashlib.sha256(key.encode()).hexdigest())
 
-    def _run(self, script: str, job_id: str, *args: str | float) -> Any:
+    def _run(self, script: str, job_id: str, *args: str | bytes | float) -> Any:
         return self._scripts[script](args=[self._prefix, job_id, *self._common, SEND_AGAIN_S, *args])
 
     def _checked(self, script: str, job_id: str, *args: str | float) -> None:
@@ -438,8 +454,9 @@ def parse_events(entries: Iterable[tuple[str, Mapping[str, str]]]) -> list[Event
     return [Event(entry_id, fields["event"], fields["data"]) for entry_id, fields in entries]
 
 
-def _record(job_id: str, fields: Mapping[str, str]) -> JobRecord:
+def _record(job_id: str, fields: Mapping[str, str], rank: int = -1) -> JobRecord:
     values: dict[str, Any] = {name: fields[name] for name in _PLAIN_FIELDS if fields.get(name)}
     values |= {name: json.loads(fields[name]) for name in _JSON_FIELDS if name in fields}
     values |= {name: datetime.fromtimestamp(float(fields[name]), UTC) for name in _TIME_FIELDS if name in fields}
+    values["queue_position"] = rank + 1 or None
     return JobRecord(id=job_id, cancel_requested=fields.get("cancel") == "1", **values)

@@ -47,6 +47,10 @@ class Lease:
         if self._lost:
             raise StaleAttempt(self.job_id)
 
+    def let_go(self) -> None:
+        """Renew it no more, and have the work end at its next opportunity: the job goes to another worker."""
+        self._lost = True
+
     def confirm(self) -> None:
         """Renew the lease now. Raises `StaleAttempt` or `UnknownJob` if it is another's, `redis.RedisError`."""
         self._jobs.heartbeat(self.job_id, self._token)
@@ -73,6 +77,7 @@ class Leases:
         self._jobs, self._seconds, self._limit_s = jobs, seconds, limit_s
         self._held: list[Lease] = []
         self._done = threading.Event()
+        self._ended = False
         self._thread = threading.Thread(target=self._watch, name="lease-watch", daemon=True)
 
     def __enter__(self) -> Self:
@@ -88,10 +93,18 @@ class Leases:
         """Tend a claim, made just now, until the block ends."""
         lease = Lease(self._jobs, job_id, token, self._seconds, self._limit_s)
         self._held.append(lease)
+        if self._ended:
+            lease.let_go()
         try:
             yield lease
         finally:
             self._held.remove(lease)
+
+    def let_go(self) -> None:
+        """Let go of all claims, those to come as well: the process is to end."""
+        self._ended = True
+        for lease in list(self._held):
+            lease.let_go()
 
     def _watch(self) -> None:
         while not self._done.wait(min(CANCEL_POLL_S, self._seconds / 5)):

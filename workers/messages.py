@@ -1,7 +1,7 @@
 """What gateway and workers say to each other: jobs, requests, results, inputs. Pydantic only, no torch.
 
 A queue message is nothing but `{"job_id": …}`; everything else stands in the job record (`workers/jobs.py`) and in the
-store. An upload is one object per job, `inputs/{job}/…`:
+store. An upload is one object per job, `inputs/{job}/…`, or in Redis beside the record if it is small:
 
     kind "uri"       none: `key` is the address of a dataset in a bucket of others, which is read and never changed
     kind "dataset"   the client's file as it came: zip, parquet or npz
@@ -150,6 +150,8 @@ class InputRef(Message):
     size: int = Field(ge=0)
     sha256: str
     content_type: str
+    inline: bool = False
+    """The bytes came with the record (`Jobs.upload`); `key` is where they go if the job becomes a dead letter."""
 
 
 class ErrorItem(Message):
@@ -310,6 +312,8 @@ class JobRecord(Message):
     attempt: int = 0
     cancel_requested: bool = False
     owner: str | None = None
+    queue_position: int | None = None
+    """1 is the next, as the queue was when this was read; None unless queued."""
 
 
 class WorkerInfo(Message):

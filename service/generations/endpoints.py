@@ -7,15 +7,15 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from service.access.principal import Principal, PrincipalDep
+from service.access.principal import PrincipalDep
 from service.errors import problems
 from service.generations.schemas import GenerateForm, GenerateJson
 from service.generations.service import create
-from service.generations.uploads import Upload, read_upload
+from service.generations.uploads import read_upload
 from service.jobs.schemas import Job
-from service.jobs.service import show, wait
-from service.state import Services, ServicesDep
-from workers.messages import TERMINAL, JobRecord
+from service.jobs.service import wait
+from service.state import ServicesDep
+from workers.messages import TERMINAL
 
 router = APIRouter(tags=["generate"])
 BODIES = (GenerateForm, GenerateJson)
@@ -77,7 +77,7 @@ async def generate(
     Exactly one source: `samples` (files) with `labels`, one `dataset` file, or JSON `samples` in base64.
     """
     upload = await read_upload(request, services.settings)
-    record, new, job = await run_in_threadpool(_create, services, principal, upload, idempotency_key)
+    record, new = await run_in_threadpool(create, services, principal, upload, idempotency_key)
     response.headers["Location"] = f"/jobs/{record.id}"
     if not new:
         response.headers["Idempotent-Replayed"] = "true"
@@ -85,16 +85,8 @@ async def generate(
         seconds = min(int(wanted[1]), services.settings.max_wait_s)
         response.headers["Preference-Applied"] = f"wait={seconds}"
         record = await wait(services, record.id, seconds)
-        job = await run_in_threadpool(show, services, record)
     if wanted and record.status in TERMINAL:
         response.status_code = HTTPStatus.OK
     else:
         response.headers["Retry-After"] = "1"
-    return job
-
-
-def _create(
-    services: Services, principal: Principal, upload: Upload, idempotency_key: str | None
-) -> tuple[JobRecord, bool, Job]:
-    record, new = create(services, principal, upload, idempotency_key)
-    return record, new, show(services, record)
+    return Job.of(record)

@@ -84,8 +84,6 @@ def _create(
     services: Services, principal: Principal, upload: Upload, request: GenerateRequest, idempotency_key: str | None
 ) -> JobRecord:
     queue = _queue(services, upload, request)
-    if services.jobs.queued(queue) >= services.settings.max_queued:
-        raise QueueFull(queue)  # before the store takes the upload; the record's creation checks again
     job_id = f"job-{uuid.uuid4().hex}"
     inputs = InputRef(
         kind=upload.kind,
@@ -93,15 +91,24 @@ def _create(
         size=len(upload.body),
         sha256=hashlib.sha256(upload.body).hexdigest(),
         content_type=upload.content_type,
+        inline=upload.kind != "uri" and len(upload.body) <= services.settings.inline_bytes,
     )
-    if upload.kind != "uri":
+    stored = upload.kind != "uri" and not inputs.inline
+    if stored:
+        if services.jobs.queued(queue) >= services.settings.max_queued:
+            raise QueueFull(queue)  # before the store takes the upload; the record's creation checks again
         services.store.put(inputs.key, upload.body, content_type=inputs.content_type)
     wanted = JobRecord(id=job_id, kind="generate", queue=queue, request=request, inputs=inputs, owner=principal.owner)
     if request.callback_url is not None:
         services.outbox.register(job_id, request.callback_url, principal.key_id)
-    record = services.jobs.create(wanted, idempotency_key=idempotency_key, most_active=most_active(services, principal))
+    record = services.jobs.create(
+        wanted,
+        upload.body if inputs.inline else b"",
+        idempotency_key=idempotency_key,
+        most_active=most_active(services, principal),
+    )
     if record.id != job_id:
-        if upload.kind != "uri":
+        if stored:
             services.store.delete(inputs.key)
         return record
     services.metrics.created.labels(record.kind, request.target, request.method).inc()

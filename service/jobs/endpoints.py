@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from service.access.principal import PrincipalDep
 from service.errors import Conflict, Unprocessable, problems
 from service.jobs.schemas import Job, JobList
-from service.jobs.service import event_id, find, follow, show
+from service.jobs.service import event_id, find, follow
 from service.state import ServicesDep
 from workers.jobs import Event, UnknownJob
 from workers.messages import TERMINAL, JobStatus
@@ -45,8 +45,7 @@ def list_jobs(
         page = services.jobs.page(status, cursor, limit, owner=principal.sees)
     except ValueError as error:
         raise Unprocessable("The cursor is not one of ours; leave it out to start anew.", pointer="/cursor") from error
-    positions = services.jobs.queue_positions(page.jobs)
-    return JobList(jobs=[Job.of(job, positions.get(job.id)) for job in page.jobs], next_cursor=page.next_cursor)
+    return JobList(jobs=[Job.of(job) for job in page.jobs], next_cursor=page.next_cursor)
 
 
 @router.get("/jobs/{job_id}", responses=problems(404, 410, 503))
@@ -56,7 +55,7 @@ def get_job(services: ServicesDep, principal: PrincipalDep, job_id: str, respons
     response.headers["Cache-Control"] = "no-store"
     if record.status not in TERMINAL:
         response.headers["Retry-After"] = "1"
-    return show(services, record)
+    return Job.of(record)
 
 
 @router.post(
@@ -74,7 +73,7 @@ def cancel_job(services: ServicesDep, principal: PrincipalDep, job_id: str, resp
         response.status_code = HTTPStatus.ACCEPTED
     elif status != "canceled":
         raise Conflict(f"The job has already ended: {status}.")
-    return show(services, find(services, principal, job_id))
+    return Job.of(find(services, principal, job_id))
 
 
 @router.get(

@@ -72,18 +72,20 @@ class Job(BaseModel):
     links: JobLinks
 
     @classmethod
-    def of(cls, record: JobRecord, queue_position: int | None) -> Self:
+    def of(cls, record: JobRecord) -> Self:
         """Show a record to clients."""
         here = f"/jobs/{record.id}"
         return cls(
             **{name: getattr(record, name) for name in _SHARED},
-            queue_position=queue_position,
             result=_linked(record.result) if record.result else None,
             links=JobLinks(self=here, events=f"{here}/events", cancel=f"{here}/cancel"),
         )
 
 
-_SHARED = ("id", "kind", "status", "created_at", "started_at", "finished_at", "progress", "request", "error", "attempt")
+_SHARED = (
+    *("id", "kind", "status", "created_at", "started_at", "finished_at", "queue_position", "progress", "request"),
+    *("error", "attempt"),
+)
 
 
 def _linked(result: JobResult) -> Result | SimilarityResult | MatrixResult | NeighboursResult:

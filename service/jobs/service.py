@@ -13,7 +13,6 @@ from starlette.concurrency import run_in_threadpool
 
 from service.access.principal import Principal
 from service.errors import Gone
-from service.jobs.schemas import Job
 from service.state import Services
 from workers import filing
 from workers.jobs import Event, UnknownJob, parse_events
@@ -45,11 +44,6 @@ def _known(services: Services, job_id: str) -> JobRecord | None:
     with suppress(UnknownJob):
         return filing.find(services.store, job_id)
     return None
-
-
-def show(services: Services, record: JobRecord) -> Job:
-    """Return the job as clients see it."""
-    return Job.of(record, services.jobs.queue_positions([record]).get(record.id))
 
 
 def ends(event: Event) -> bool:

@@ -11,7 +11,7 @@ from service import forms
 from service.access.principal import Principal, PrincipalDep
 from service.errors import Responses, TooLarge, Unprocessable, UnsupportedType, invalid, problems
 from service.jobs.schemas import Job
-from service.jobs.service import show, wait
+from service.jobs.service import wait
 from service.models.endpoints import CardDep
 from service.models.uploads import inspect
 from service.similarity import service
@@ -142,6 +142,6 @@ async def _answer(services: Services, record: JobRecord, *, held: bool) -> Respo
         record = await wait(services, record.id, services.settings.max_wait_s)
         if (result := service.result_of(record)) is not None:
             return Response(result.model_dump_json(), media_type="application/json")
-    job = await run_in_threadpool(show, services, record)
+    job = Job.of(record)
     headers = {"Location": job.links.self, "Retry-After": "1"}
     return Response(job.model_dump_json(), HTTPStatus.ACCEPTED, headers, "application/json")

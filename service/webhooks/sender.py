@@ -154,7 +154,7 @@ class Sender:
 
 def payload(record: JobRecord) -> bytes:
     """Return what is told of a job that ended: all that `GET /jobs/{id}` says, or where to ask if that is too much."""
-    shown = Job.of(record, None).model_dump(mode="json")
+    shown = Job.of(record).model_dump(mode="json")
     full = _event(record, shown)
     return full if len(full) < MOST_BYTES else _event(record, {name: shown[name] for name in ("id", "status", "links")})
 

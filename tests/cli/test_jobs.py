@@ -9,7 +9,9 @@ from redis import Redis
 from cli.main import main
 from model_store.keys import job_input
 from model_store.local import LocalStore
+from model_store.models import ModelRepository
 from tests.jobs.samples import ERROR, a_job
+from workers import filing
 from workers.jobs import Jobs
 from workers.messages import InputRef, JobError
 
@@ -58,6 +60,27 @@ def test_jobs_are_listed_shown_and_canceled(run: Run, jobs: Jobs, tmp_path: Path
     assert json.loads(run("show", waiting))["request"]["target"] == "mlp"
     assert run("cancel", waiting, running).splitlines() == [f"{waiting}: canceled", f"{running}: asked to stop"]
     assert run("show", "nobody", code=1) == "Error: There is no job nobody.\n"
+
+
+@pytest.mark.parametrize("filed", [False, True])
+def test_a_small_upload_is_there_for_the_replay(
+    run: Run, jobs: Jobs, redis: Redis, tmp_path: Path, filed: bool
+) -> None:
+    store, job = LocalStore(tmp_path / "store"), a_job()
+    inputs = InputRef(
+        kind="samples", key=job_input(job.id, "samples"), size=3, sha256="0" * 64, content_type="a/b", inline=True
+    )
+    jobs.create(job.model_copy(update={"inputs": inputs}), b"abc")
+    token = jobs.claim(job.id, "w", 30)
+    assert token
+    jobs.fail(job.id, token, BUG)
+    if filed:  # then the store has it, whatever becomes of Redis
+        filing.file(jobs, ModelRepository(store), job.id)
+        redis.flushall()
+    replayed = run("replay", job.id).strip().rpartition(" ")[2]
+    again = jobs.get(replayed).inputs
+    assert again
+    assert filing.upload(jobs, store, replayed, again) == b"abc"
 
 
 def test_dead_letters_are_listed_and_replayed(run: Run, jobs: Jobs, redis: Redis, tmp_path: Path) -> None:

@@ -45,7 +45,8 @@ def test_a_job_goes_from_queued_to_succeeded(jobs: Jobs) -> None:
     given = a_job().model_copy(update={"inputs": inputs, "owner": "somebody"})
 
     created = jobs.create(given)
-    assert created == given.model_copy(update={"created_at": created.created_at})
+    assert created == given.model_copy(update={"created_at": created.created_at, "queue_position": 1})
+    assert created == jobs.get(given.id)
     assert created.status == "queued"
 
     token = jobs.claim(given.id, "worker-1", 30)
@@ -318,6 +319,24 @@ def test_a_lost_message_becomes_due(jobs: Jobs, redis: Redis, monkeypatch: pytes
     assert redis.llen(job.queue) == 2, "and is not sent any more"
 
 
+def test_an_upload_is_kept_until_its_job_ends_or_for_a_replay(jobs: Jobs, redis: Redis) -> None:
+    data = bytes(range(256))
+    ends = {
+        "canceled": lambda job_id, _: jobs.request_cancel(job_id),
+        "refused": lambda job_id, token: jobs.fail(job_id, token, ERROR),
+        "well": lambda job_id, token: jobs.finish(job_id, token, RESULT),
+        "dead": lambda job_id, token: jobs.fail(job_id, token, ERROR.model_copy(update={"status": 500})),
+    }
+    for name, end in ends.items():
+        job = jobs.create(a_job(), data)
+        assert jobs.upload(job.id) == data
+        token = None if name == "canceled" else jobs.claim(job.id, "w", 30)
+        assert jobs.upload(job.id) == data
+        end(job.id, token)
+        assert jobs.upload(job.id) == (data if name == "dead" else None)
+    assert 0 < redis.ttl(f"loomweight:upload:{job.id}") <= 86_400
+
+
 def test_an_ended_job_keeps_no_message(jobs: Jobs, redis: Redis) -> None:
     job = jobs.create(a_job())
     assert redis.hget(f"loomweight:job:{job.id}", "message")
@@ -343,15 +362,16 @@ def test_an_owner_has_no_more_active_jobs_than_they_may_at_whatever_moment(jobs:
 
 def test_places_and_counts(jobs: Jobs) -> None:
     first, second, other = jobs.create(a_job()), jobs.create(a_job()), jobs.create(a_job("large"))
-    assert jobs.queue_positions([first, second, other]) == {first.id: 1, second.id: 2, other.id: 1}
+    for place, job in ((1, first), (2, second), (1, other)):
+        assert job.queue_position == jobs.get(job.id).queue_position == place
+    assert {job.id: job.queue_position for job in jobs.page().jobs} == {first.id: 1, second.id: 2, other.id: 1}
     jobs.claim(first.id, "w", 30)
-    assert jobs.queue_positions([jobs.get(first.id), second]) == {second.id: 1}
+    assert [jobs.get(job.id).queue_position for job in (first, second)] == [None, 1]
     assert jobs.counts() == {
         "generate": QueueCounts(1, 1),
         "similarity": QueueCounts(0, 0),
         "large": QueueCounts(1, 0),
     }
-    assert jobs.queue_positions([]) == {}
 
 
 def test_a_full_queue_takes_no_more(redis: Redis) -> None:

@@ -23,6 +23,7 @@ from service.app import create_app
 from service.settings import GatewaySettings
 from service.state import Services
 from tests.jobs.samples import RESULT
+from workers import filing
 from workers.jobs import Jobs
 from workers.messages import WorkerInfo
 
@@ -77,6 +78,12 @@ class Gateway:
         """POST so many samples, as a multipart form."""
         options = extra.pop("options", {})
         return self.client.post("/generate", **samples_form(count, classes, **options), **extra)
+
+    def uploaded(self, job_id: str) -> bytes:
+        """What a worker finds, wherever it lies."""
+        inputs = self.jobs.get(job_id).inputs
+        assert inputs
+        return filing.upload(self.jobs, self.store, job_id, inputs)
 
     def finish(self, job_id: str) -> None:
         """Do a worker's part."""

@@ -84,7 +84,8 @@ def test_metrics_count_by_route_template(gateway: Gateway) -> None:
     assert seen["process_resident_memory_bytes"] > 0
 
 
-def test_queues_are_read_when_asked(gateway: Gateway) -> None:
+def test_queues_are_read_when_asked(start: Start) -> None:
+    gateway = start(inline_bytes=0)
     ids = [gateway.post().json()["id"] for _ in range(3)]
     gateway.jobs.claim(ids[0], "w", 30)
     gateway.services.workers.announce(a_worker(), ttl=30)

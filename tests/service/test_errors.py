@@ -50,7 +50,9 @@ def test_a_dead_broker_is_said_soon_and_nothing_is_kept(start: Start) -> None:
     assert time.monotonic() - began < 10
 
 
-def test_a_dead_store_is_said_and_leaves_no_job(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_store_is_said_and_leaves_no_job(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = start(inline_bytes=0)
+
     def away(*_: Any, **__: Any) -> None:
         raise StoreUnavailable("away")
 

@@ -54,7 +54,7 @@ def test_samples_become_a_job(gateway: Gateway, redis: Redis) -> None:
 
     record = gateway.jobs.get(job["id"])
     assert record.inputs
-    stored = gateway.store.get(record.inputs.key)
+    stored = gateway.uploaded(job["id"])
     assert record.inputs.key.startswith(f"inputs/{job['id']}/")
     assert (record.inputs.kind, record.inputs.size) == ("samples", len(stored))
     assert record.inputs.sha256 == hashlib.sha256(stored).hexdigest()
@@ -79,13 +79,18 @@ def test_what_a_request_leaves_open(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     ("body", "content_type"), [(ZIP, "application/zip"), (PARQUET, "application/vnd.apache.parquet")]
 )
-def test_a_dataset_is_stored_as_it_came(gateway: Gateway, body: bytes, content_type: str) -> None:
+@pytest.mark.parametrize("inline_bytes", [len(ZIP) - 1, 1_000])
+def test_a_dataset_is_kept_as_it_came(start: Start, body: bytes, content_type: str, inline_bytes: int) -> None:
+    gateway = start(inline_bytes=inline_bytes)
     response = gateway.client.post("/generate", files={"dataset": ("data", body)}, data={"target": "mlp"})
     assert response.status_code == 202
-    inputs = gateway.jobs.get(response.json()["id"]).inputs
+    job_id = response.json()["id"]
+    inputs = gateway.jobs.get(job_id).inputs
     assert inputs
     assert (inputs.kind, inputs.content_type) == ("dataset", content_type)
-    assert gateway.store.get(inputs.key) == body
+    assert inputs.inline == (inline_bytes == 1_000)
+    assert gateway.uploaded(job_id) == body
+    assert len(gateway.store.list("inputs/")) == (not inputs.inline)
 
 
 def test_json_says_the_same_as_a_form(gateway: Gateway) -> None:
@@ -94,7 +99,7 @@ def test_json_says_the_same_as_a_form(gateway: Gateway) -> None:
     job = gateway.jobs.get(response.json()["id"])
     assert (job.request.candidates, job.request.method) == (2, "kde")
     assert job.inputs
-    assert unpack_samples(gateway.store.get(job.inputs.key)) == ([PNG] * 6, [f"class {n % 3}" for n in range(6)])
+    assert unpack_samples(gateway.uploaded(job.id)) == ([PNG] * 6, [f"class {n % 3}" for n in range(6)])
 
 
 def test_every_image_format_passes(gateway: Gateway) -> None:
@@ -105,9 +110,8 @@ def test_every_image_format_passes(gateway: Gateway) -> None:
 def test_labels_are_tidied_as_the_worker_does(gateway: Gateway) -> None:
     form = samples_form(2)
     form["data"]["labels"] = ["  cafe\u0301 ", "dog"]
-    inputs = gateway.jobs.get(gateway.client.post("/generate", **form).json()["id"]).inputs
-    assert inputs
-    assert unpack_samples(gateway.store.get(inputs.key))[1] == ["caf\u00e9", "dog"]
+    job_id = gateway.client.post("/generate", **form).json()["id"]
+    assert unpack_samples(gateway.uploaded(job_id))[1] == ["caf\u00e9", "dog"]
 
 
 def test_a_seed_is_drawn_once_and_said(gateway: Gateway) -> None:
@@ -184,7 +188,8 @@ def test_a_key_in_flight_is_a_conflict(gateway: Gateway) -> None:
     problem(gateway.post(headers={"Idempotency-Key": "held"}), 422, "idempotency-key-reused")
 
 
-def test_a_key_held_by_the_same_payload_is_in_flight(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_held_by_the_same_payload_is_in_flight(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    gateway = start(inline_bytes=0)
     put, arrived, go_on = gateway.store.put, threading.Event(), threading.Event()
 
     def slow_put(*args: Any, **options: Any) -> object:

@@ -52,12 +52,12 @@ def test_a_worker_that_is_told_to_go_loses_no_job(gateway: Gateway, ask: Ask, tm
     settings, log = worker_settings(gateway), tmp_path / "worker.log"
     with worker(settings, log) as first:
         until(lambda: is_ready(gateway), 60)
-        long = ask(120)
+        long = ask(100)
         others = [ask(1) for _ in range(5)]
         until(lambda: gateway.jobs.get(long).status == "running")
         # When it is told to go
         first.terminate()
-        first.wait(30)
+        first.wait(8)  # though it may be at work on several of them
     # Then the next one does them all
     with worker(settings, log):
         until(lambda: all(gateway.jobs.get(job_id).status == "succeeded" for job_id in [long, *others]), 90)

@@ -55,7 +55,8 @@ def test_jobs_expire_that_nobody_begins(start: Start) -> None:
     )
 
 
-def test_old_uploads_are_swept(gateway: Gateway) -> None:
+def test_old_uploads_are_swept(start: Start) -> None:
+    gateway = start(inline_bytes=0)
     old, new = (gateway.jobs.get(gateway.post().json()["id"]).inputs for _ in range(2))
     assert old
     assert new
