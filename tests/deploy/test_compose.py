@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.deploy.manifests import mebibytes, tmp_needed
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,8 +32,9 @@ def compose(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(json.loads(made.stdout))
 
 
-def test_the_dockerfile_passes_its_linter() -> None:
-    linted = subprocess.run([tool("hadolint"), str(ROOT / "Dockerfile")], check=False, capture_output=True, text=True)
+@pytest.mark.parametrize("name", ["Dockerfile", "tests/deploy/standins.Dockerfile"])
+def test_a_dockerfile_passes_its_linter(name: str) -> None:
+    linted = subprocess.run([tool("hadolint"), str(ROOT / name)], check=False, capture_output=True, text=True)
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
@@ -72,3 +75,10 @@ def test_gateway_and_workers_agree(compose: dict[str, Any]) -> None:
     gpu = services["worker-gpu"]
     assert int(gpu["environment"]["LOOMWEIGHT_JOB_LIMIT_S"]) < int(gpu["environment"]["LOOMWEIGHT_SOFT_SHUTDOWN_S"])
     assert gpu["stop_grace_period"] == "16m0s"
+
+
+def test_uploads_fit_into_the_gateways_tmp(compose: dict[str, Any]) -> None:
+    gateway = compose["services"]["gateway"]
+    [(path, size)] = (entry.split(":size=") for entry in gateway["tmpfs"])
+    assert path == "/tmp"
+    assert tmp_needed(gateway["environment"]) < mebibytes(size)
