@@ -1,14 +1,16 @@
 """The manifests against the schemas of those who will read them, and against the rules we set ourselves."""
 
 import importlib
+import json
 import os
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 
-from tests.deploy import manifests
-from tests.deploy.manifests import BUILDS, environment, named, pods, resources
+from tests.deploy import external_secrets, manifests
+from tests.deploy.manifests import BUILDS, Resource, environment, mebibytes, named, pods, resources, tmp_needed
 from workers.worker_settings import WorkerSettings
 
 KUBERNETES = "1.32"
@@ -19,7 +21,7 @@ CUSTOM = {
     ("monitoring.coreos.com/v1", "PodMonitor"): "cloudcoil.models.prometheus_operator.v1",
     ("monitoring.coreos.com/v1", "PrometheusRule"): "cloudcoil.models.prometheus_operator.v1",
 }
-UNCHECKED = {"external-secrets.io/v1"}  # no schema of the External Secrets operator in a package
+EXTERNAL_SECRETS = json.loads(external_secrets.SCHEMA.read_text())
 
 pytestmark = pytest.mark.skipif(
     manifests.kubectl() is None and "CI" not in os.environ, reason="kubectl is not installed"
@@ -30,13 +32,43 @@ pytestmark = pytest.mark.skipif(
 def test_every_manifest_fits_its_schema(build: str) -> None:
     for resource in resources(build):
         version, kind = resource["apiVersion"], resource["kind"]
-        if version in UNCHECKED:
-            continue
-        if module := CUSTOM.get((version, kind)):
+        if version == "external-secrets.io/v1":
+            check_external_secrets(resource)
+        elif module := CUSTOM.get((version, kind)):
             model = getattr(importlib.import_module(module), kind).model_validate(resource)
             assert unknown(resource, model.model_dump(by_alias=True, exclude_none=True)) == [], kind
         else:
             kubernetes_validate.validate(resource, KUBERNETES, strict=True)
+
+
+def check_external_secrets(resource: Resource) -> None:
+    assert resource.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    part, content = "ExternalSecretSpec", resource["spec"]
+    if resource["kind"] == "SecretStore":
+        assert content.keys() == {"provider"}
+        assert content["provider"].keys() == {"aws"}
+        part, content = "AWSProvider", content["provider"]["aws"]
+    jsonschema.validate(content, EXTERNAL_SECRETS[part])
+
+
+def test_a_field_that_external_secrets_do_not_know_is_found() -> None:
+    store, secret = named("overlays/aws", "SecretStore", "aws"), named("overlays/aws", "ExternalSecret", "loomweight")
+    for resource, part in (
+        (store, store["spec"]["provider"]["aws"]),
+        (secret, secret["spec"]["target"]),
+        (secret, secret["spec"]["data"][0]["remoteRef"]),
+    ):
+        part["nameless"] = "x"
+        with pytest.raises(jsonschema.ValidationError, match="nameless"):
+            check_external_secrets(resource)
+        del part["nameless"]
+
+
+def test_external_secrets_bring_every_key_that_pods_read() -> None:
+    brought = {entry["secretKey"] for entry in named("overlays/aws", "ExternalSecret", "loomweight")["spec"]["data"]}
+    containers = [c for _, template in pods("overlays/aws") for c in template["spec"]["containers"]]
+    references = [e["valueFrom"]["secretKeyRef"] for c in containers for e in c.get("env", []) if "valueFrom" in e]
+    assert brought == {reference["key"] for reference in references if reference["name"] == "loomweight"}
 
 
 def unknown(given: Any, understood: Any, where: str = "") -> list[str]:
@@ -148,6 +180,15 @@ def test_the_gateway_asks_for_keys_that_are_secrets(build: str) -> None:
         assert "secretKeyRef" in entries[f"LOOMWEIGHT_{name}"]["valueFrom"], name
     [worker] = named(build, "Deployment", "worker")["spec"]["template"]["spec"]["containers"]
     assert not {name for name in environment(worker) if "KEY" in name or "CALLBACK" in name}
+
+
+@pytest.mark.parametrize("build", SERVED)
+def test_uploads_fit_into_the_gateways_tmp(build: str) -> None:
+    config = {k: v for r in resources(build) if r["kind"] == "ConfigMap" for k, v in r["data"].items()}
+    pod = named(build, "Deployment", "gateway")["spec"]["template"]["spec"]
+    [volume] = [volume for volume in pod["volumes"] if volume["name"] == "tmp"]
+    needed = tmp_needed(environment(pod["containers"][0], config))
+    assert needed < mebibytes(volume["emptyDir"]["sizeLimit"])
 
 
 def test_redis_forgets_nothing() -> None:
