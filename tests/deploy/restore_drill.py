@@ -3,12 +3,13 @@
 back up    Redis first, the store after it: whatever job Redis remembers as ended, its models are in the store's copy
 lose       the S3 server's and Redis's folders are removed while nothing runs
 restore    the store, then Redis from its snapshot, with the append-only file written anew
-check      every job that had ended is there with its result, every model downloads with the hash of its card, a job
-           that waited is done now, and new jobs run
+check      the key that made them still works, every job that had ended is there with its result, every model downloads
+           with the hash of its card, a job that waited is done now, and new jobs run
 """
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -94,6 +95,7 @@ def main() -> int:
     with ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="loomweight-")))
         stack = cleanup.enter_context(DeployedStack(folder / "live", arguments.bundle))
+        os.environ["LOOMWEIGHT_TOKEN"] = stack.loomweight("keys", "create", "drill").split()[-1]  # until the stack ends
         smoke.generate(stack.url)  # what is made once is there before the first look
         memory, size = memory_of(stack), size_of(stack)
         for seed in range(arguments.jobs):
