@@ -9,6 +9,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 
+from observability.dashboards import DASHBOARDS
 from tests.deploy import external_secrets, manifests
 from tests.deploy.manifests import BUILDS, Resource, environment, mebibytes, named, pods, resources, tmp_needed
 from workers.worker_settings import WorkerSettings
@@ -195,6 +196,12 @@ def test_redis_forgets_nothing() -> None:
     configs = [r["data"]["redis.conf"] for r in resources("overlays/gpu") if "redis.conf" in (r.get("data") or {})]
     assert len(configs) == 1
     assert {"appendonly yes", "maxmemory-policy noeviction"} <= set(configs[0].splitlines())
+
+
+@pytest.mark.parametrize("build", ["overlays/gpu", "overlays/aws"])
+def test_clusters_get_every_dashboard(build: str) -> None:
+    maps = [r for r in resources(build) if "grafana_dashboard" in r["metadata"].get("labels", {})]
+    assert {name for r in maps for name in r["data"]} == {f"{uid}.json" for uid in DASHBOARDS}
 
 
 def test_the_zoo_is_built_by_as_many_pods_as_it_has_shards() -> None:
