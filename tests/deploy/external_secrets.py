@@ -1,6 +1,6 @@
-"""Writes the schema that `test_manifests.py` holds External Secrets' resources against: `make external-secrets-schema`.
+"""External Secrets' resources against the operator's own schema, which `make external-secrets-schema` writes.
 
-Needs npm and its registry: there the operator's resource definitions are TypeScript, from which a JSON schema is made.
+That needs npm and its registry: the operator's definitions are TypeScript there, from which a JSON schema is made.
 """
 
 import json
@@ -8,11 +8,26 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import jsonschema
 
 SCHEMA = Path(__file__).with_suffix(".json")
 TYPES = "@kubernetes-models/external-secrets"
 PACKAGES = (f"{TYPES}@2.0.0", "ts-json-schema-generator@2.4.0", "typescript@5.9.3")
 PARTS = ("ExternalSecretSpec", "AWSProvider")
+
+
+def check(resource: dict[str, Any]) -> None:
+    """Raise for an ExternalSecret, or a SecretStore of AWS, that the operator would not understand."""
+    known = json.loads(SCHEMA.read_text())
+    assert resource.keys() == {"apiVersion", "kind", "metadata", "spec"}
+    part, content = "ExternalSecretSpec", resource["spec"]
+    if resource["kind"] == "SecretStore":
+        assert content.keys() == {"provider"}
+        assert content["provider"].keys() == {"aws"}
+        part, content = "AWSProvider", content["provider"]["aws"]
+    jsonschema.validate(content, known[part])
 
 
 def main() -> int:
