@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning; several processes share the cores here.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint bench bench-similarity chaos clean deploy-check observability-check dashboards-check restore-drill images images-check pin-images smoke constraints fuzz audit
+.PHONY: setup demo test lint bench bench-similarity chaos clean deploy-check observability-check dashboards-check external-secrets-schema restore-drill images images-check compose-check pin-images smoke constraints fuzz audit
 
 setup: .venv/.ready
 
@@ -75,6 +75,10 @@ observability-check: setup
 dashboards-check: setup
 	$(BIN)/python -m tests.deploy.grafana_schema
 
+# The schema of External Secrets' resources, for deploy-check; needs npm.
+external-secrets-schema: setup
+	$(BIN)/python -m tests.deploy.external_secrets
+
 # Store and Redis are lost and restored, on loopback servers of the drill's own.
 restore-drill: setup
 	$(BIN)/python -m tests.deploy.restore_drill --out docs/results/restore_drill.json
@@ -100,10 +104,15 @@ IMAGES ?= api worker trainer
 images:
 	for target in $(IMAGES); do docker build --target $$target --tag loomweight/$$target:$(VERSION) . || exit 1; done
 
-# The same without a container engine, as root; needs buildah and debootstrap.
+# The same without a container engine, as root; needs buildah and debootstrap. With worker-gpu among IMAGES, CUDA comes too.
 images-check: setup
 	tests/deploy/images.sh $(IMAGES)
 	$(BIN)/python -m tests.deploy.images --targets $(IMAGES) --out docs/results/images.json
+
+# docker-compose.yml as it is, by the real Compose and podman, as root; needs podman and runc too, and ports 8000, 8333, 9090.
+compose-check: setup
+	tests/deploy/images.sh api worker valkey seaweedfs prometheus names
+	$(BIN)/python -m tests.deploy.compose_stack --out docs/results/compose.json
 
 # Lines for .env that pin what is pulled: a tag moves, a digest does not. Needs docker and the network.
 pin-images:

@@ -77,6 +77,54 @@ def sizing(content: dict[str, Any]) -> str:
     return grid(["one …", "does", "holds"], rows)
 
 
+def restore_drill(content: dict[str, Any]) -> str:
+    """What a job takes, and how long it was until everything was back."""
+    [r] = content["rows"]
+    rows = [
+        ["of Redis, for `LOOMWEIGHT_JOB_TTL_S` (a day)", f"{r['redis_bytes_a_job'] / 1e3:.1f} kB"],
+        ["of the store, until its model is deleted", f"{r['store_bytes_a_job'] / 1e3:.0f} kB"],
+    ]
+    found = f"{len(r['problems'])} problems" if r["problems"] else "nothing was missing"
+    note = (
+        f"\nBacked up, lost and restored: {r['jobs_that_had_ended']} jobs that had ended, {r['models']} models and "
+        f"{r['jobs_that_waited']} job that waited were served again after {r['seconds_from_nothing_to_ready']:.0f} s; "
+        f"{found}.\n"
+    )
+    return grid([f"a job (`{content['settings']['target']}`) takes", ""], rows) + note
+
+
+def images(content: dict[str, Any]) -> str:
+    """Their sizes, and what each was seen to do."""
+
+    def seen(r: dict[str, Any]) -> str:
+        does = ["took jobs from who had a key, and refused who had none"] if "served_with_a_key_alone" in r else []
+        does += [f"made {r['weights_bytes']:,} bytes of weights, on the {r['ran_on'].upper()}"] if "ran_on" in r else []
+        does += [f"trained the recipe tiny (`{r['trained']}`)"] if "trained" in r else []
+        left = r.get("libraries_left_to_the_host", ())
+        does += [f"all its CUDA libraries are found but {', '.join(f'`{name}`' for name in left)}"] if left else []
+        return "; ".join(does) or "–"
+
+    rows = [[r["image"], f"{r['mb']:,.0f}", f"{r['mb_without_base']:,.0f}", seen(r)] for r in content["rows"]]
+    return grid(["image", "MB", "without the base", "seen"], rows)
+
+
+def compose(content: dict[str, Any]) -> str:
+    """What the whole stack was seen to do."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{name} {text(one)}" for name, one in value.items())
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return (", ".join(value) or "none") if isinstance(value, list) else f"{value}"
+
+    rows = []
+    for r in content["rows"]:
+        facts = [f"{n.replace('_', ' ')}: {text(v)}" for n, v in r.items() if n not in ("check", "passed")]
+        rows.append([r["check"], text(r["passed"]), "; ".join(facts)])
+    return grid(["check", "passed", "seen"], rows)
+
+
 def similarity_latency(content: dict[str, Any]) -> str:
     """Milliseconds of a comparison, and the worker's memory."""
     rows = [
@@ -155,6 +203,9 @@ TABLES: dict[str, tuple[str, Table]] = {
     "seen_tasks": ("seen_tasks", seen_tasks),
     "latency": ("latency", latency),
     "sizing": ("latency", sizing),
+    "restore_drill": ("restore_drill", restore_drill),
+    "images": ("images", images),
+    "compose": ("compose", compose),
     "similarity_latency": ("similarity_latency", similarity_latency),
     "better_start": ("better_start", better_start),
     "cost": ("cost", cost),

@@ -119,6 +119,26 @@ def similarity() -> dict[str, Any]:
     return content("similarity", rows, **how)
 
 
+def restore_drill() -> dict[str, Any]:
+    sizes = {"redis_bytes_a_job": 5_000, "store_bytes_a_job": 90_000, "seconds_from_nothing_to_ready": 7.0}
+    row = {"jobs_that_had_ended": 2, "models": 2, "jobs_that_waited": 1, **sizes, "problems": []}
+    return content("restore_drill", [row], target="cnn-l")
+
+
+def images() -> dict[str, Any]:
+    size = {"mb": 1530.0, "mb_without_base": 1380.0}
+    gpu = {"weights_bytes": 9, "ran_on": "cpu", "libraries_left_to_the_host": ["libcuda.so.1"]}
+    return content(
+        "images", [{"image": "api", **size, "served_with_a_key_alone": True}, {"image": "worker-gpu", **size, **gpu}]
+    )
+
+
+def compose() -> dict[str, Any]:
+    return content(
+        "compose", [{"check": "up", "passed": True, "seconds": 14.0, "targets": {"worker": "up"}, "bad": []}]
+    )
+
+
 def digits() -> dict[str, Any]:
     return content("digits", [{"arm": "trunk probe", "shots": 1, **cell(0.6), "seconds": cell(0.1)}])
 
@@ -134,6 +154,9 @@ ALL = {
         latency,
         similarity_latency,
         similarity,
+        restore_drill,
+        images,
+        compose,
         digits,
     )
 }

@@ -37,8 +37,10 @@ if ! buildah inspect --type image "$base" > /dev/null 2>&1; then
 fi
 
 for target in "$@"; do
+    file=Dockerfile
+    grep --quiet "AS $target\$" $file || file=tests/deploy/standins.Dockerfile
     # shellcheck disable=SC2086 # BUILD_ARGS is a list
-    buildah bud --isolation chroot --pull-never --format docker --layers ${BUILD_ARGS:-} \
+    buildah bud --isolation chroot --pull-never --format docker --layers ${BUILD_ARGS:-} --file $file \
         --target "$target" --tag "loomweight/$target:0.1.0" .
 done
 buildah images --format '{{.Name}}:{{.Tag}} {{.Size}}'

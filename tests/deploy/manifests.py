@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from service.settings import GatewaySettings
+
 ROOT = Path(__file__).parents[2]
 BUILDS = ("overlays/local", "overlays/gpu", "overlays/aws", "training")
 Resource = dict[str, Any]
@@ -48,3 +50,15 @@ def pods(build: str) -> list[tuple[str, Resource]]:
 
 def environment(container: Resource, config: dict[str, str] | None = None) -> dict[str, str]:
     return {**(config or {}), **{entry["name"]: entry.get("value", "") for entry in container.get("env", [])}}
+
+
+def tmp_needed(environment: dict[str, str]) -> int:
+    """Bytes that the gateway's /tmp must hold: bodies that are forms are spooled to it."""
+    named = {name: f"LOOMWEIGHT_{name.upper()}" for name in ("max_inflight_bytes", "max_inflight_checkpoint_bytes")}
+    settings = GatewaySettings(**{name: environment[key] for name, key in named.items() if key in environment})
+    return settings.max_inflight_bytes + settings.max_inflight_checkpoint_bytes
+
+
+def mebibytes(text: str) -> int:
+    """What `512m` of Compose and `512Mi` of Kubernetes are, in bytes."""
+    return int(text.lower().removesuffix("i").removesuffix("m")) * 2**20

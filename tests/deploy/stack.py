@@ -10,10 +10,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
+from unittest import mock
 
 from tests.servers import S3Server, _ready, _start, _stop, free_ports
 
 READY_S = 600  # a loaded machine takes its time over torch
+KEY = "key-of-a-stack-on-the-loopback-address-alone"
 
 
 class DeployedStack:
@@ -49,10 +51,15 @@ class DeployedStack:
             "LOOMWEIGHT_BUNDLE_DIR": str(self.bundle),
             "LOOMWEIGHT_METRICS_PORT": str(self.metrics_port),
             "LOOMWEIGHT_SOFT_SHUTDOWN_S": "5",
+            "LOOMWEIGHT_REQUIRE_KEYS": "true",
+            "LOOMWEIGHT_BOOTSTRAP_KEY": KEY,
+            "LOOMWEIGHT_CALLBACK_SECRET": KEY[::-1],
+            "LOOMWEIGHT_OPEN_METRICS": "true",
         }
 
     def __enter__(self) -> Self:
         self._stack.__enter__()
+        self._stack.enter_context(mock.patch.dict(os.environ, LOOMWEIGHT_TOKEN=KEY))  # what smoke.py asks with
         self._stack.callback(self.stop, "redis")
         self.start_s3()
         self.start_redis()

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.deploy.manifests import mebibytes, tmp_needed
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -17,21 +19,26 @@ def tool(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def compose(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    settings = tmp_path_factory.mktemp("compose") / "env"
-    settings.write_text(re.sub(r"=$", "=x", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
-    made = subprocess.run(
-        [tool("docker-compose"), "--env-file", str(settings), "--profile", "gpu", "config", "--format", "json"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("compose") / "env"
+    path.write_text(re.sub(r"=$", "=x", (ROOT / ".env.example").read_text(), flags=re.MULTILINE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def compose(settings: Path) -> dict[str, Any]:
+    return config(settings, "--profile", "gpu")
+
+
+def config(settings: Path, *options: str) -> dict[str, Any]:
+    command = [tool("docker-compose"), "--env-file", str(settings), *options, "config", "--format", "json"]
+    made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return dict(json.loads(made.stdout))
 
 
-def test_the_dockerfile_passes_its_linter() -> None:
-    linted = subprocess.run([tool("hadolint"), str(ROOT / "Dockerfile")], check=False, capture_output=True, text=True)
+@pytest.mark.parametrize("name", ["Dockerfile", "tests/deploy/standins.Dockerfile"])
+def test_a_dockerfile_passes_its_linter(name: str) -> None:
+    linted = subprocess.run([tool("hadolint"), str(ROOT / name)], check=False, capture_output=True, text=True)
     assert linted.returncode == 0, linted.stdout + linted.stderr
 
 
@@ -72,3 +79,19 @@ def test_gateway_and_workers_agree(compose: dict[str, Any]) -> None:
     gpu = services["worker-gpu"]
     assert int(gpu["environment"]["LOOMWEIGHT_JOB_LIMIT_S"]) < int(gpu["environment"]["LOOMWEIGHT_SOFT_SHUTDOWN_S"])
     assert gpu["stop_grace_period"] == "16m0s"
+
+
+def test_uploads_fit_into_the_gateways_tmp(compose: dict[str, Any]) -> None:
+    gateway = compose["services"]["gateway"]
+    [(path, size)] = (entry.split(":size=") for entry in gateway["tmpfs"])
+    assert path == "/tmp"
+    assert tmp_needed(gateway["environment"]) < mebibytes(size)
+
+
+def test_what_compose_check_starts_differs_in_its_network_alone(settings: Path) -> None:
+    plain = config(settings)["services"]
+    checked = config(settings, "-f", "docker-compose.yml", "-f", "tests/deploy/compose.host.yml")["services"]
+    assert plain.keys() - checked.keys() == {"grafana"}
+    for name in plain.keys() & checked.keys() - {"s3"}:  # it waits for the names
+        differ = {key for key, value in plain[name].items() if checked[name].get(key) != value}
+        assert differ <= {"networks", "ports"}, name

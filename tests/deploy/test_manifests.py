@@ -7,8 +7,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from tests.deploy import manifests
-from tests.deploy.manifests import BUILDS, environment, named, pods, resources
+from observability.dashboards import DASHBOARDS
+from tests.deploy import external_secrets, manifests
+from tests.deploy.manifests import BUILDS, environment, mebibytes, named, pods, resources, tmp_needed
 from workers.worker_settings import WorkerSettings
 
 KUBERNETES = "1.32"
@@ -19,7 +20,6 @@ CUSTOM = {
     ("monitoring.coreos.com/v1", "PodMonitor"): "cloudcoil.models.prometheus_operator.v1",
     ("monitoring.coreos.com/v1", "PrometheusRule"): "cloudcoil.models.prometheus_operator.v1",
 }
-UNCHECKED = {"external-secrets.io/v1"}  # no schema of the External Secrets operator in a package
 
 pytestmark = pytest.mark.skipif(
     manifests.kubectl() is None and "CI" not in os.environ, reason="kubectl is not installed"
@@ -30,13 +30,20 @@ pytestmark = pytest.mark.skipif(
 def test_every_manifest_fits_its_schema(build: str) -> None:
     for resource in resources(build):
         version, kind = resource["apiVersion"], resource["kind"]
-        if version in UNCHECKED:
-            continue
-        if module := CUSTOM.get((version, kind)):
+        if version == "external-secrets.io/v1":
+            external_secrets.check(resource)
+        elif module := CUSTOM.get((version, kind)):
             model = getattr(importlib.import_module(module), kind).model_validate(resource)
             assert unknown(resource, model.model_dump(by_alias=True, exclude_none=True)) == [], kind
         else:
             kubernetes_validate.validate(resource, KUBERNETES, strict=True)
+
+
+def test_external_secrets_bring_every_key_that_pods_read() -> None:
+    brought = {entry["secretKey"] for entry in named("overlays/aws", "ExternalSecret", "loomweight")["spec"]["data"]}
+    containers = [c for _, template in pods("overlays/aws") for c in template["spec"]["containers"]]
+    references = [e["valueFrom"]["secretKeyRef"] for c in containers for e in c.get("env", []) if "valueFrom" in e]
+    assert brought == {reference["key"] for reference in references if reference["name"] == "loomweight"}
 
 
 def unknown(given: Any, understood: Any, where: str = "") -> list[str]:
@@ -150,10 +157,25 @@ def test_the_gateway_asks_for_keys_that_are_secrets(build: str) -> None:
     assert not {name for name in environment(worker) if "KEY" in name or "CALLBACK" in name}
 
 
+@pytest.mark.parametrize("build", SERVED)
+def test_uploads_fit_into_the_gateways_tmp(build: str) -> None:
+    config = {k: v for r in resources(build) if r["kind"] == "ConfigMap" for k, v in r["data"].items()}
+    pod = named(build, "Deployment", "gateway")["spec"]["template"]["spec"]
+    [volume] = [volume for volume in pod["volumes"] if volume["name"] == "tmp"]
+    needed = tmp_needed(environment(pod["containers"][0], config))
+    assert needed < mebibytes(volume["emptyDir"]["sizeLimit"])
+
+
 def test_redis_forgets_nothing() -> None:
     configs = [r["data"]["redis.conf"] for r in resources("overlays/gpu") if "redis.conf" in (r.get("data") or {})]
     assert len(configs) == 1
     assert {"appendonly yes", "maxmemory-policy noeviction"} <= set(configs[0].splitlines())
+
+
+@pytest.mark.parametrize("build", ["overlays/gpu", "overlays/aws"])
+def test_clusters_get_every_dashboard(build: str) -> None:
+    maps = [r for r in resources(build) if "grafana_dashboard" in r["metadata"].get("labels", {})]
+    assert {name for r in maps for name in r["data"]} == {f"{uid}.json" for uid in DASHBOARDS}
 
 
 def test_the_zoo_is_built_by_as_many_pods_as_it_has_shards() -> None:
