@@ -25,7 +25,8 @@ from safetensors.numpy import load
 from benchmarks import results
 from benchmarks.digits import png, service
 
-ARMS = {"alone": "1", "together": "16"}
+ARMS: dict[str, str | None] = {"alone": "1", "together": None}
+"""LOOMWEIGHT_BATCH_JOBS; None is the default."""
 
 
 def dataset(classes: int, shots: int, seed: int = 0) -> bytes:
@@ -39,8 +40,10 @@ def dataset(classes: int, shots: int, seed: int = 0) -> bytes:
 
 
 @contextmanager
-def started(bundle: Path, batch_jobs: str) -> Iterator[str]:
-    os.environ["LOOMWEIGHT_BATCH_JOBS"] = batch_jobs
+def started(bundle: Path, batch_jobs: str | None) -> Iterator[str]:
+    os.environ.pop("LOOMWEIGHT_BATCH_JOBS", None)
+    if batch_jobs:
+        os.environ["LOOMWEIGHT_BATCH_JOBS"] = batch_jobs
     with service(bundle) as address:
         yield address
 

@@ -1,9 +1,12 @@
-"""Requests that wait together run together: one pass of the encoder and of the denoiser for all of them.
+"""Requests that run at once: on one core each, and on a GPU in one pass of encoder and denoiser for all of them.
 
 Each runs the whole path in a thread of its own, exactly as it would alone: own seed, own progress, own cancel, own
 errors. What they share is the runtime. Whoever comes to the encoder or to a denoising step waits there until all others
 have come, too, or `wait_s` has passed; then one of them runs the calls of all as one batch. In between, at most `cores`
 of the threads compute, each on one core: small networks gain far more from that than from sharing their loops.
+
+With a `wait_s` of 0 nobody waits for anybody: on a CPU a batch of networks this small costs as much as its parts, and
+cores that wait are lost (docs/decisions/0010).
 """
 
 import threading
@@ -42,22 +45,24 @@ class _Call:
 
 
 class Together:
-    """A place for `seats` requests on one generator. Take a seat for each and leave it, used or not."""
+    """A place for requests on one generator. Take a seat for each before any begins, or when one comes later."""
 
-    def __init__(self, generator: Generator, seats: int, *, wait_s: float = 0.05, cores: int | None = None) -> None:
+    def __init__(self, generator: Generator, *, wait_s: float, cores: int | None = None) -> None:
         self._threads = torch.get_num_threads()
         self._cores = threading.Semaphore(cores or self._threads)
         self._wait_s = wait_s
         self._runtime = generator.runtime
         self._meeting = threading.Condition()
-        self._running = seats
+        self._running = 0
         self._waiting: list[_Call] = []
         self._busy = False
         self._generator = copy(generator)
         self._generator.runtime = self
 
     def seat(self) -> "Seat":
-        """Where one request runs."""
+        """Where one request runs; the others expect it until it is left, used or not."""
+        with self._meeting:
+            self._running += 1
         return Seat(self)
 
     # The runtime that the requests see ------------------------------------------------------------------------------
@@ -91,6 +96,8 @@ class Together:
             self._meeting.notify_all()
 
     def _meet(self, call: _Call) -> Tensor:
+        if not self._wait_s:
+            return call.run(*call.inputs)
         self._cores.release()
         try:
             if batch := self._gather(call):

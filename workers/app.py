@@ -34,7 +34,8 @@ def create_app(settings: WorkerSettings) -> Celery:
         worker_proc_alive_timeout=settings.startup_s,  # the child answers once its bundle is loaded
         worker_soft_shutdown_timeout=settings.soft_shutdown_s,
         worker_cancel_long_running_tasks_on_connection_loss=False,  # the lease, not the connection, decides
-        task_time_limit=settings.job_limit_s + KILL_AFTER_S,  # a job that does not come to its next step
+        # A job that does not come to its next step, be it the last one that a batch took.
+        task_time_limit=settings.job_limit_s + settings.batch_s + KILL_AFTER_S,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
     )

@@ -6,22 +6,19 @@ nothing to do later.
 
 import hashlib
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 
-import torch
 from redis import RedisError
 
 from loomweight.errors import InvalidRequest
 from loomweight.generator import GenerateOptions, GenerationResult, Generator
-from loomweight.together import Seat, Together
+from loomweight.together import Seat
 from model_store.store import AlreadyExists, StoreUnavailable
-from workers import filing, metrics
+from workers import batches, filing, metrics
 from workers.artifacts import Artifacts, Origin, export
 from workers.attempts import Attempt, Claim, Outcome, abandoned, claim, counted, perform
 from workers.inputs import Samples, read_dataset, read_samples
@@ -49,64 +46,26 @@ KIND = "generate"
 def generate(job_id: str, runtime: Runtime) -> Outcome:
     """Run the job if it is to be run, and others with it; never raises but for what ends the process.
 
-    Returns the outcome of the job that was named.
+    Returns the outcome of the job that was named. A job that lost a worker before runs alone: should it be the one that
+    kills them, it takes no other with it twice.
     """
     settings = runtime.settings
     with metrics.BUSY.track_inprogress(), Leases(runtime.jobs, settings.lease_s, settings.job_limit_s) as leases:
         try:
-            claims = _claim(job_id, runtime)
-        except RedisError:
+            first = claim(job_id, runtime)
+            alone = first is not None and (first.token > 1 or runtime.jobs.get(job_id).queue == LARGE_QUEUE)
+        except (JobsError, RedisError):
             return abandoned(job_id, KIND)
-        if not claims:
+        if first is None:
             return counted(job_id, KIND, "skipped")
-        metrics.BATCH.observe(len(claims))
-        if len(claims) == 1:
-            return perform(claims[0], leases, runtime, KIND, partial(_produce, runtime.generator))
-        together = Together(runtime.generator, len(claims), wait_s=settings.batch_wait_s)
+        if alone or runtime.lanes == 1:
+            metrics.BATCH.observe(1)
+            return perform(first, leases, runtime, KIND, partial(_produce, runtime.generator))
 
-        def seated(claimed: Claim) -> Outcome:
-            seat = together.seat()
-            try:
-                return perform(claimed, leases, runtime, KIND, partial(_produce, seat))
-            finally:
-                seat.leave()
+        def work(claimed: Claim, seat: Seat) -> Outcome:
+            return perform(claimed, leases, runtime, KIND, partial(_produce, seat))
 
-        alone = partial(torch.set_num_threads, 1)  # the threads share the cores, and each has one
-        with ThreadPoolExecutor(len(claims), "job", initializer=alone) as pool:
-            try:
-                outcomes = list(pool.map(seated, claims))
-            except BaseException:  # told to end, in the main thread; the pool waits for the others
-                leases.let_go()
-                raise
-        return outcomes[0]
-
-
-def _claim(job_id: str, runtime: Runtime) -> list[Claim]:
-    """Claim the job, and what waits behind it; none if there is nothing to do.
-
-    A job that lost a worker before runs alone: should it be the one that kills them, it takes no other with it twice.
-    """
-    jobs, settings = runtime.jobs, runtime.settings
-    first = claim(job_id, runtime)
-    if first is None:
-        return []
-    claims = [first]
-    if first.token > 1 or settings.batch_jobs == 1:
-        return claims
-    try:
-        if jobs.get(job_id).queue != LARGE_QUEUE:
-            for other in jobs.untried(GENERATE_QUEUE, min(settings.batch_jobs - 1, _share(runtime))):
-                if token := jobs.claim(other, runtime.worker_id, settings.lease_s):
-                    claims.append(Claim(other, token))  # noqa: PERF401 - those before an error count
-    except (JobsError, RedisError) as error:
-        _log.warning("a smaller batch: %s", error)
-    return claims
-
-
-def _share(runtime: Runtime) -> int:
-    """How many of the waiting jobs this worker should take: others wait for work as well."""
-    waiting = runtime.jobs.counts()[GENERATE_QUEUE].queued
-    return math.ceil(waiting / max(1, len(runtime.registry.alive())))
+        return batches.run(first, GENERATE_QUEUE, runtime, leases, work)
 
 
 def _produce(generator: Generates, attempt: Attempt) -> GenerateResult:

@@ -7,7 +7,11 @@ from ARGV[7] on. Scripts answer with a word that `Jobs` turns into a value or an
 _PRELUDE = """
 local prefix, id, ttl, max_attempts, dead_error = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local again = tonumber(ARGV[6])
-local job, stream, upload = prefix .. 'job:' .. id, prefix .. 'events:' .. id, prefix .. 'upload:' .. id
+local job, stream, upload
+local function look_at(other)
+  id, job, stream, upload = other, prefix .. 'job:' .. other, prefix .. 'events:' .. other, prefix .. 'upload:' .. other
+end
+look_at(id)
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 
@@ -31,10 +35,11 @@ local function move(to)
 end
 
 -- Every copy of the message has a tag of its own, by which the broker tells them apart.
+local function message() return (string.gsub(get('message'), '@tag@', id .. '.' .. get('sent'), 1)) end
+
 local function send()
-  local tag = id .. '.' .. redis.call('HINCRBY', job, 'sent', 1)
-  local message = string.gsub(get('message'), '@tag@', tag, 1)
-  redis.call('LPUSH', get('queue'), message)
+  redis.call('HINCRBY', job, 'sent', 1)
+  redis.call('LPUSH', get('queue'), message())
   redis.call('ZADD', prefix .. 'due', now + again, id)
 end
 
@@ -81,6 +86,14 @@ local function revive()
     send()
   end
   return get('status')
+end
+
+local function claim(worker, lease)
+  local token = redis.call('HINCRBY', job, 'attempt', 1)
+  redis.call('HSET', job, 'worker', worker, 'lease', lease, 'started_at', stamp())
+  move('running')
+  redis.call('ZADD', place('running'), now + tonumber(lease), id)
+  return token
 end
 
 local function holds(token) return get('status') == 'running' and get('attempt') == token end
@@ -173,11 +186,22 @@ CLAIM = (
     + """
 if lapsed() then revive() end
 if get('status') ~= 'queued' then return 0 end
-local token = redis.call('HINCRBY', job, 'attempt', 1)
-redis.call('HSET', job, 'worker', ARGV[7], 'lease', ARGV[8], 'started_at', stamp())
-move('running')
-redis.call('ZADD', place('running'), now + tonumber(ARGV[8]), id)
-return token
+return claim(ARGV[7], ARGV[8])
+"""
+)
+
+# queue, worker, lease in seconds
+TAKE = (
+    _PRELUDE
+    + """
+for _, first in ipairs(redis.call('ZRANGE', prefix .. 'queued:' .. ARGV[7], 0, 31)) do
+  look_at(first)
+  if get('attempt') == '0' then
+    redis.call('LREM', ARGV[7], -1, message()) -- nobody need be told of it
+    return {first, claim(ARGV[8], ARGV[9])}
+  end
+end
+return false
 """
 )
 

@@ -326,6 +326,14 @@ class Jobs:
         """
         return int(self._run("CLAIM", job_id, worker_id, lease_s)) or None
 
+    def take(self, queue: str, worker_id: str, lease_s: float) -> tuple[str, int] | None:
+        """Claim the first job of a queue, its message with it; returns its id and fencing token, None if none waits.
+
+        A job that lost a worker before is left to the worker that its message reaches.
+        """
+        taken = self._run("TAKE", "", queue, worker_id, lease_s)
+        return (taken[0], taken[1]) if taken else None
+
     def heartbeat(self, job_id: str, token: int) -> None:
         """Renew the lease. Raises `StaleAttempt`, `UnknownJob`, as all below do that take a token."""
         self._checked("HEARTBEAT", job_id, token)
@@ -362,15 +370,6 @@ class Jobs:
                 pipe.hget(self._key("job", job_id), "cancel")
             flags = pipe.execute() if job_ids else []
         return {job_id for job_id, flag in zip(job_ids, flags, strict=True) if flag == "1"}
-
-    def untried(self, queue: str, limit: int) -> list[str]:
-        """Return the first jobs of a queue, but for those that lost a worker before."""
-        ids = cast("list[str]", self._redis.zrange(self._key("queued", queue), 0, limit - 1))
-        with self._redis.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hget(self._key("job", job_id), "attempt")
-            attempts = pipe.execute() if ids else []
-        return [job_id for job_id, attempt in zip(ids, attempts, strict=True) if attempt == "0"]
 
     # Steering ---------------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from workers.worker_settings import WorkerSettings
 
 _log = logging.getLogger(__name__)
 _WARM_UP_IMAGES = 8  # of each class
+_BATCH_JOBS, _BATCH_WAIT_S = 16, 0.05  # on a GPU
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,18 @@ class Runtime:
     jobs: Jobs
     models: ModelRepository
     registry: Registry
+
+    @cached_property
+    def lanes(self) -> int:
+        """How many jobs run at once."""
+        # Twice as many as can compute: the others read and store.
+        return self.settings.batch_jobs or (2 * torch.get_num_threads() if self.device == "cpu" else _BATCH_JOBS)
+
+    @cached_property
+    def batch_wait_s(self) -> float:
+        """How long they wait for each other, to go through the networks as one."""
+        given = self.settings.batch_wait_s
+        return (0 if self.device == "cpu" else _BATCH_WAIT_S) if given is None else given
 
     @cached_property
     def similarity(self) -> Similarity:
@@ -65,7 +78,12 @@ def load(settings: WorkerSettings) -> Runtime:
         device = "cuda" if torch.cuda.is_available() else "cpu"  # asked only here: CUDA does not survive a fork
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    generator = Generator.load(settings.bundle_dir, device=device, backend=settings.backend, threads=settings.threads)
+    threads = torch.get_num_threads()
+    alone = device == "cpu" and settings.batch_jobs != 1  # each job on one core, in all it does
+    generator = Generator.load(
+        settings.bundle_dir, device=device, backend=settings.backend, threads=1 if alone else threads
+    )
+    torch.set_num_threads(threads)
     _warm_up(generator)
     metrics.BUNDLE.labels(bundle=generator.bundle.id, device=device).set(1)
     metrics.watch_device(device)

@@ -27,11 +27,20 @@ class WorkerSettings(Settings):
     job_limit_s: int = Field(
         default=900, ge=1, description="A job that runs longer is stopped and fails; one that does not stop is killed."
     )
-    batch_jobs: int = Field(
-        default=16, ge=1, description="Jobs that wait together run together, so many at most; 1: each alone."
+    batch_jobs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Jobs that wait together run together, so many at most; 1: each alone. Default: two a CPU thread, "
+        "16 on a GPU.",
     )
-    batch_wait_s: float = Field(
-        default=0.05, gt=0, description="How long jobs of a batch wait for each other before encoder and denoiser."
+    batch_wait_s: float | None = Field(
+        default=None,
+        ge=0,
+        description="How long jobs of a batch wait for each other before encoder and denoiser, to pass them as one. "
+        "Default: not at all on a CPU, 0.05 on a GPU.",
+    )
+    batch_s: float = Field(
+        default=5, ge=0, description="As long as a batch is not older, jobs that come take the places of those done."
     )
     soft_shutdown_s: float = Field(
         default=30,

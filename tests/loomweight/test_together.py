@@ -51,12 +51,12 @@ def request(seed: int, classes: int = 3, shots: int = 3, **options: Any) -> Requ
 def run(
     generator: Generator, requests: list[Request], wait_s: float = 5, **hooks: dict[int, Any]
 ) -> list[GenerationResult | Exception]:
-    together = Together(generator, len(requests), wait_s=wait_s)
+    together = Together(generator, wait_s=wait_s)
+    seats = [together.seat() for _ in requests]
 
     def one(number: int) -> GenerationResult | Exception:
-        seat = together.seat()
         try:
-            return seat.generate(*requests[number], **{name: each[number] for name, each in hooks.items()})
+            return seats[number].generate(*requests[number], **{name: each[number] for name, each in hooks.items()})
         except Exception as error:  # noqa: BLE001 - it is looked at
             return error
 
@@ -71,10 +71,11 @@ def counting(generator: Generator, **options: Any) -> tuple[Generator, Counting]
     return counted, runtime
 
 
+@pytest.mark.parametrize("wait_s", [0, 5])
 @pytest.mark.parametrize("method", ["conditional-mean", "diffusion"])
-def test_weights_are_those_that_a_request_gets_alone(generator: Generator, method: str) -> None:
+def test_weights_are_those_that_a_request_gets_alone(generator: Generator, method: str, wait_s: float) -> None:
     requests = [request(seed, method=method, steps=4, candidates=3, keep=2) for seed in range(5)]
-    together = run(generator, requests)
+    together = run(generator, requests, wait_s)
     for given, result in zip(requests, together, strict=True):
         alone = generator.generate(*given)
         assert isinstance(result, GenerationResult)
@@ -127,6 +128,7 @@ def test_a_batch_that_fails_is_run_one_by_one(generator: Generator) -> None:
 
 def test_nobody_waits_for_ever(generator: Generator) -> None:
     # Given a seat that nobody takes
-    together = Together(generator, 2, wait_s=0.1)
+    together = Together(generator, wait_s=0.1)
+    together.seat()
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(together.seat().generate, *request(1)).result(60)

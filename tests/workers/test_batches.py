@@ -19,6 +19,10 @@ from workers.runtime import Runtime
 Submit = Callable[..., str]
 
 
+def having(runtime: Runtime, **settings: float) -> Runtime:
+    return replace(runtime, settings=runtime.settings.model_copy(update=settings))
+
+
 def statuses(runtime: Runtime, job_ids: list[str]) -> list[str]:
     return [runtime.jobs.get(job_id).status for job_id in job_ids]
 
@@ -35,8 +39,8 @@ def test_what_waits_behind_a_job_runs_with_it(runtime: Runtime, submit: Submit, 
     assert runtime.jobs.unfiled() == []
 
 
-def test_a_batch_has_a_size(runtime: Runtime, submit: Submit) -> None:
-    few = replace(runtime, settings=runtime.settings.model_copy(update={"batch_jobs": 3}))
+def test_a_batch_has_a_size_and_an_age(runtime: Runtime, submit: Submit) -> None:
+    few = having(runtime, batch_jobs=3, batch_s=0)
     ids = [submit() for _ in range(5)]
 
     generate(ids[0], few)
@@ -45,12 +49,29 @@ def test_a_batch_has_a_size(runtime: Runtime, submit: Submit) -> None:
     assert (REGISTRY.get_sample_value("loomweight_worker_batch_jobs_bucket", {"le": "4.0"}) or 0) >= 1
 
 
+def test_what_comes_takes_the_places_of_what_is_done(
+    runtime: Runtime, submit: Submit, generator: StandIn, redis: Redis
+) -> None:
+    ids = [submit(seed=seed) for seed in range(5)]
+
+    def step(number: int) -> None:
+        if len(ids) < 7:
+            ids.append(submit(seed=len(ids)))
+
+    generator.on_step = step
+    redis.rpop("generate")  # as the broker does with the message that it delivers
+    assert generate(ids[0], having(runtime, batch_jobs=2)) == "succeeded"
+
+    assert statuses(runtime, ids) == ["succeeded"] * 7
+    assert redis.llen("generate") == 0, "their messages went with them"
+
+
 def test_other_workers_get_their_share(runtime: Runtime, submit: Submit) -> None:
     for name in ("w1", "w2", "w3"):
         runtime.registry.announce(a_worker(name), ttl=30)
     ids = [submit() for _ in range(7)]
 
-    generate(ids[0], runtime)
+    generate(ids[0], having(runtime, batch_jobs=16, batch_s=0))
 
     assert statuses(runtime, ids).count("succeeded") == 3
 
