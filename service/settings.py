@@ -46,7 +46,7 @@ class GatewaySettings(Settings):
         default=None, ge=60, description="How long the store keeps models, uploaded ones too. Default: until deleted."
     )
     inline_bytes: int = Field(
-        default=131_072,
+        default=262_144,
         ge=0,
         description="Uploads up to this stay in Redis, with the job's record and until it ends; larger ones go to the "
         "store. Times `max_queued`, that is memory Redis must have.",

@@ -9,9 +9,8 @@ A delivery ends in one of these outcomes; only the first three end the job:
 """
 
 import logging
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -29,7 +28,6 @@ from workers.runtime import Runtime
 _log = logging.getLogger(__name__)
 Outcome = Literal["succeeded", "failed", "canceled", "skipped", "lost", "abandoned"]
 
-PROGRESS_EVERY_S = 0.1
 _INTERNAL = JobError.of(
     "internal",
     "The job failed",
@@ -73,23 +71,11 @@ class Attempt:
     token: int
     lease: Lease
     runtime: Runtime
-    _last: tuple[str, float] = field(default=("", 0.0), init=False)
 
     def check(self) -> None:
         """Raise `Canceled` if the work is to end: to be called between its steps."""
         if self.lease.must_stop():
             raise Canceled
-
-    def report(self, stage: str, step: int, steps: int) -> None:
-        """Say how far the job is, not more often than anybody could watch."""
-        now = time.monotonic()
-        if stage == self._last[0] and step < steps and now - self._last[1] < PROGRESS_EVERY_S:
-            return
-        self._last = (stage, now)
-        try:
-            self.runtime.jobs.progress(self.record.id, self.token, stage, step, steps)
-        except RedisError as error:
-            _log.warning("job %s: progress is not recorded: %s", self.record.id, error)
 
 
 Produce = Callable[[Attempt], JobResult]

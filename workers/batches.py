@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from functools import partial
 
 import torch
@@ -17,7 +18,10 @@ from redis import RedisError
 from loomweight.together import Seat, Together
 from workers import metrics
 from workers.attempts import Claim, Outcome
+from workers.following import following
+from workers.jobs import Taken
 from workers.lease import Leases
+from workers.messages import GENERATE_TASK
 from workers.runtime import Runtime
 
 _log = logging.getLogger(__name__)
@@ -36,31 +40,38 @@ def run(first: Claim, queue: str, runtime: Runtime, leases: Leases, work: Work) 
         finally:
             seat.leave()
 
+    def brought(taken: Taken, seat: Seat) -> Outcome:
+        with following(GENERATE_TASK, taken.job_id, taken.headers):
+            return seated(Claim(taken.job_id, taken.token), seat)
+
     # The threads share the cores, and each has one.
     with ThreadPoolExecutor(runtime.lanes, "job", initializer=partial(torch.set_num_threads, 1)) as pool:
 
-        def begin(claims: list[Claim]) -> list[Future[Outcome]]:
-            seats = [together.seat() for _ in claims]  # all of them before one can wait for the others
-            return [pool.submit(seated, claimed, seat) for claimed, seat in zip(claims, seats, strict=True)]
+        def begin(taken: list[Taken]) -> list[Future[Outcome]]:
+            seats = [together.seat() for _ in taken]  # all of them before one can wait for the others
+            return [pool.submit(brought, each, seat) for each, seat in zip(taken, seats, strict=True)]
 
         try:
-            mine, *others = begin([first, *_take(queue, runtime, min(runtime.lanes, _share(queue, runtime)) - 1)])
-            at_work = {mine, *others}
-            observe(len(at_work), len(at_work))
+            others = _take(queue, runtime, min(runtime.lanes, _share(queue, runtime)) - 1)
+            seat = together.seat()
+            more = begin(others)
+            mine = pool.submit(copy_context().run, seated, first, seat)
+            at_work = {mine, *more}
+            _observe(len(at_work), len(at_work))
             while at_work:
                 full = len(at_work) == runtime.lanes
                 _, at_work = wait(at_work, None if full else _LOOK_EVERY_S, FIRST_COMPLETED)
                 if time.monotonic() < young:
                     more = begin(_take(queue, runtime, runtime.lanes - len(at_work)))
                     at_work.update(more)
-                    observe(len(more), len(at_work))
+                    _observe(len(more), len(at_work))
         except BaseException:  # told to end; the pool waits for its threads
             leases.let_go()
             raise
     return mine.result()
 
 
-def observe(began: int, at_work: int) -> None:
+def _observe(began: int, at_work: int) -> None:
     """Note how many work at once, for each job that began."""
     for _ in range(began):
         metrics.BATCH.observe(at_work)
@@ -75,11 +86,11 @@ def _share(queue: str, runtime: Runtime) -> int:
         return 1
 
 
-def _take(queue: str, runtime: Runtime, most: int) -> list[Claim]:
-    claims: list[Claim] = []
+def _take(queue: str, runtime: Runtime, most: int) -> list[Taken]:
+    taken: list[Taken] = []
     try:
-        while len(claims) < most and (taken := runtime.jobs.take(queue, runtime.worker_id, runtime.settings.lease_s)):
-            claims.append(Claim(*taken))
+        while len(taken) < most and (one := runtime.jobs.take(queue, runtime.worker_id, runtime.settings.lease_s)):
+            taken.append(one)
     except RedisError as error:
         _log.warning("a smaller batch: %s", error)  # those before the error count
-    return claims
+    return taken

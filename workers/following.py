@@ -1,12 +1,25 @@
 """Around every task: the ids in its log lines, and its span, as its message says."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from celery import signals
 
 from workers import logs, tracing
 from workers.settings import Settings
+
+
+@contextmanager
+def following(task: str, job_id: str, headers: Mapping[str, Any]) -> Iterator[None]:
+    """Log lines and spans from here on belong to the job, and to the request that led to it."""
+    carrier = {name: str(headers[name]) for name in ("traceparent", "tracestate") if name in headers}
+    with (
+        logs.serving(logs.request_id, headers.get("request_id")),
+        logs.serving(logs.job_id, job_id),
+        tracing.span(task, carrier, job_id=job_id),
+    ):
+        yield
 
 
 class Following:
@@ -34,11 +47,7 @@ class Following:
     def begin(self, task: Any, task_id: str, **_: object) -> None:
         """Take over the ids of the request that led to the job."""
         self._task.close()
-        headers = getattr(task.request, "headers", None) or {}
-        carrier = {name: str(headers[name]) for name in ("traceparent", "tracestate") if name in headers}
-        self._task.enter_context(logs.serving(logs.request_id, headers.get("request_id")))
-        self._task.enter_context(logs.serving(logs.job_id, task_id))
-        self._task.enter_context(tracing.span(task.name, carrier, job_id=task_id))
+        self._task.enter_context(following(task.name, task_id, getattr(task.request, "headers", None) or {}))
 
     def end(self, **_: object) -> None:
         """Let go of them."""

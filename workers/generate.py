@@ -69,7 +69,7 @@ def generate(job_id: str, runtime: Runtime) -> Outcome:
 
 
 def _produce(generator: Generates, attempt: Attempt) -> GenerateResult:
-    record, lease, runtime, report = attempt.record, attempt.lease, attempt.runtime, attempt.report
+    record, lease, runtime, report = attempt.record, attempt.lease, attempt.runtime, attempt.lease.report
     timings = {"queue": 1e3 * ((record.started_at or record.created_at) - record.created_at).total_seconds()}
 
     report("decode_inputs", 0, 1)
@@ -140,13 +140,13 @@ def _store(attempt: Attempt, result: GenerationResult, origin: Origin) -> tuple[
     """Export everything, make sure that the job is still ours, then save: first the artifacts, then the job's state."""
     runtime = attempt.runtime
     steps = len(result.models)
-    attempt.report("store", 0, steps)
+    attempt.lease.report("store", 0, steps)
     artifacts = [export(runtime.generator, result, model, origin) for model in result.models]
     confirm = partial(with_patience, attempt.lease.confirm, runtime.settings.outage_s, RedisError)
     confirm()
     for step, each in enumerate(artifacts, start=1):
         with_patience(partial(_save, runtime, each, confirm), runtime.settings.outage_s, StoreUnavailable)
-        attempt.report("store", step, steps)
+        attempt.lease.report("store", step, steps)
     return tuple(
         StoredModel(id=each.card.id, rank=model.rank, holdout_accuracy=model.holdout_accuracy)
         for model, each in zip(result.models, artifacts, strict=True)

@@ -197,8 +197,9 @@ TAKE = (
 for _, first in ipairs(redis.call('ZRANGE', prefix .. 'queued:' .. ARGV[7], 0, 31)) do
   look_at(first)
   if get('attempt') == '0' then
-    redis.call('LREM', ARGV[7], -1, message()) -- nobody need be told of it
-    return {first, claim(ARGV[8], ARGV[9])}
+    local told = message()
+    redis.call('LREM', ARGV[7], -1, told) -- nobody else need be told
+    return {first, claim(ARGV[8], ARGV[9]), told}
   end
 end
 return false

@@ -100,6 +100,14 @@ class Event(NamedTuple):
     data: str
 
 
+class Taken(NamedTuple):
+    """A job that was claimed without waiting for its message: the fencing token, and what the message's headers say."""
+
+    job_id: str
+    token: int
+    headers: dict[str, Any]
+
+
 class JobPage(NamedTuple):
     """Some jobs, newest first, and where the next page starts."""
 
@@ -326,13 +334,13 @@ class Jobs:
         """
         return int(self._run("CLAIM", job_id, worker_id, lease_s)) or None
 
-    def take(self, queue: str, worker_id: str, lease_s: float) -> tuple[str, int] | None:
-        """Claim the first job of a queue, its message with it; returns its id and fencing token, None if none waits.
+    def take(self, queue: str, worker_id: str, lease_s: float) -> Taken | None:
+        """Claim the first job of a queue, its message with it; None if none waits.
 
         A job that lost a worker before is left to the worker that its message reaches.
         """
-        taken = self._run("TAKE", "", queue, worker_id, lease_s)
-        return (taken[0], taken[1]) if taken else None
+        answer = self._run("TAKE", "", queue, worker_id, lease_s)
+        return Taken(answer[0], answer[1], json.loads(answer[2])["headers"]) if answer else None
 
     def heartbeat(self, job_id: str, token: int) -> None:
         """Renew the lease. Raises `StaleAttempt`, `UnknownJob`, as all below do that take a token."""

@@ -32,6 +32,7 @@ class Lease:
         self._deadline = self._renewed + limit_s
         self._lost = False
         self._canceled = False
+        self._progress: tuple[str, int, int] | None = None  # what nobody was told of yet
 
     def must_stop(self) -> bool:
         """Whether the work is to end at the next opportunity: canceled, too long, or another's by now."""
@@ -51,17 +52,26 @@ class Lease:
         """Renew it no more, and have the work end at its next opportunity: the job goes to another worker."""
         self._lost = True
 
+    def report(self, stage: str, step: int, steps: int) -> None:
+        """Say how far the work is; what is passed within a twentieth of a second is told to nobody."""
+        self._progress = stage, step, steps
+
     def confirm(self) -> None:
         """Renew the lease now. Raises `StaleAttempt` or `UnknownJob` if it is another's, `redis.RedisError`."""
         self._jobs.heartbeat(self.job_id, self._token)
         self._renewed = time.monotonic()
 
     def tend(self, canceled: bool) -> None:
-        """Take note of a cancel, and renew the lease when that is due. Raises `redis.RedisError`."""
+        """Take note of a cancel, pass on the progress, renew the lease when that is due. Raises `redis.RedisError`."""
         self._canceled = canceled
+        if self._lost:
+            return
         try:
-            if not self._lost and time.monotonic() - self._renewed > self._seconds / 3:
+            if time.monotonic() - self._renewed > self._seconds / 3:
                 self.confirm()
+            progress, self._progress = self._progress, None
+            if progress:
+                self._jobs.progress(self.job_id, self._token, *progress)
         except JobsError:
             self._lost = True
 

@@ -99,7 +99,7 @@ def _matrix(attempt: Attempt, part: Similarity, request: MatrixRequest) -> Matri
     embeddings, sketches = attempt.runtime.embeddings, []
     for step, model_id in enumerate(request.ids):
         attempt.check()
-        attempt.report("embed", step, len(request.ids))
+        attempt.lease.report("embed", step, len(request.ids))
         with _refusing(f"The model {model_id}", f"/ids/{step}"), _timed(attempt, "embed"):
             sketches.append(embeddings.of(_card(attempt, model_id)))
     warnings = [warning for i, s in zip(request.ids, sketches, strict=True) for warning in part.about(i, s)]
@@ -161,7 +161,7 @@ def _stored(attempt: Attempt, embeddings: Embeddings, own: str) -> tuple[list[st
     for step, card in enumerate(_newest(attempt, runtime.settings.neighbours_searched)):
         attempt.check()
         if step % 50 == 0:
-            attempt.report("embed", step, step)
+            attempt.lease.report("embed", step, step)
         if card.id == own:
             continue
         try:

@@ -52,11 +52,12 @@ def test_a_batch_has_a_size_and_an_age(runtime: Runtime, submit: Submit) -> None
 def test_what_comes_takes_the_places_of_what_is_done(
     runtime: Runtime, submit: Submit, generator: StandIn, redis: Redis
 ) -> None:
-    ids = [submit(seed=seed) for seed in range(5)]
+    ids, adding = [submit(seed=seed) for seed in range(5)], threading.Lock()
 
     def step(number: int) -> None:
-        if len(ids) < 7:
-            ids.append(submit(seed=len(ids)))
+        with adding:
+            if len(ids) < 7:
+                ids.append(submit(seed=len(ids)))
 
     generator.on_step = step
     redis.rpop("generate")  # as the broker does with the message that it delivers

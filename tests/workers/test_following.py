@@ -48,14 +48,15 @@ def test_a_workers_lines_and_spans(
     given = {"LOOMWEIGHT_LOG_FORMAT": "json", "LOOMWEIGHT_TRACES_ENDPOINT": endpoint}
     with worker(settings, tmp_path / "log", **given) as process:
         with logs.serving(logs.request_id, "asked-3"):
-            job = submit(steps=1)
-        until(lambda: runtime.jobs.get(job).status == "succeeded", 60)
+            jobs = [submit(steps=1) for _ in range(2)]  # the second is taken along with the first
+        until(lambda: all(runtime.jobs.get(job).status == "succeeded" for job in jobs), 60)
         process.terminate()
         process.wait(60)
     text = (tmp_path / "log").read_text()
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    mine = [line for line in lines if line.get("job_id") == job]
-    assert [line["message"] for line in mine if line["logger"] == "workers.attempts"] == [f"job {job}: succeeded"]
-    assert {line["request_id"] for line in mine} == {"asked-3"}
-    assert all(len(line["trace_id"]) == 32 for line in mine)
-    assert any(job.encode() in body for body in received)
+    for job in jobs:
+        mine = [line for line in lines if line.get("job_id") == job]
+        assert [line["message"] for line in mine if line["logger"] == "workers.attempts"] == [f"job {job}: succeeded"]
+        assert {line["request_id"] for line in mine} == {"asked-3"}
+        assert all(len(line["trace_id"]) == 32 for line in mine)
+        assert any(job.encode() in body for body in received)
