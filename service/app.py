@@ -24,6 +24,7 @@ from service.errors import install_handlers
 from service.generations import endpoints as generations
 from service.health import endpoints as health
 from service.jobs import endpoints as jobs
+from service.jobs.endings import Endings
 from service.jobs.reaper import Reaper
 from service.metrics import Metrics
 from service.middleware import Boundary
@@ -79,17 +80,18 @@ def _open(settings: GatewaySettings) -> Services:
     jobs, workers = settings.open_jobs(redis), settings.open_registry(redis)
     metrics = Metrics(redis, jobs, workers, settings.max_queued)
     store = MeasuredStore(settings.open_store(), metrics.observe_store)
+    followers = AsyncRedis.from_url(
+        settings.redis_url,
+        decode_responses=True,
+        max_connections=settings.max_followers + 1,  # the endings' own
+        socket_timeout=settings.keepalive_s + 5,  # a read blocks for as long as a stream may be silent
+        retry=Retry(NoBackoff(), 1),  # a client that follows comes back by itself
+    )
     return Services(
         settings=settings,
         redis=redis,
-        # A read blocks for as long as a stream may be silent, or an answer be held.
-        followers=AsyncRedis.from_url(
-            settings.redis_url,
-            decode_responses=True,
-            max_connections=settings.max_followers,
-            socket_timeout=max(settings.keepalive_s, settings.max_wait_s) + 5,
-            retry=Retry(NoBackoff(), 1),  # a client that follows comes back by itself
-        ),
+        followers=followers,
+        endings=Endings(followers, jobs.endings),
         jobs=jobs,
         workers=workers,
         store=store,
@@ -107,6 +109,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     tracing.configure("loomweight-gateway", services.settings.traces_endpoint)
     tasks = [asyncio.create_task(_reap(services)), asyncio.create_task(Sender(services).run())]
+    tasks.append(asyncio.create_task(services.endings.run()))
     yield
     for task in tasks:
         task.cancel()

@@ -23,7 +23,7 @@ class GatewaySettings(Settings):
     )
     max_matrix_models: int = Field(default=100, ge=2, description="Of one matrix of similarities.")
     max_wait_s: int = Field(default=60, ge=0, description="The longest that `Prefer: wait=N` holds an answer.")
-    max_followers: int = Field(default=500, ge=1, description="Clients that may wait for or follow jobs at once.")
+    max_followers: int = Field(default=500, ge=1, description="Clients that may follow event streams at once.")
     keepalive_s: float = Field(default=15, gt=0, description="Silence on an event stream until a comment is sent.")
     url_expires_s: int = Field(default=600, ge=1, description="How long a presigned URL works.")
 

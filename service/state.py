@@ -11,6 +11,7 @@ from model_store.models import ModelRepository
 from model_store.store import ObjectStore
 from service.access.gate import Access
 from service.catalogue.service import Catalogue
+from service.jobs.endings import Endings
 from service.metrics import Metrics
 from service.settings import GatewaySettings
 from service.webhooks.addresses import Rules
@@ -21,12 +22,16 @@ from workers.registry import Registry
 
 @dataclass(frozen=True)
 class Services:
-    """Made in `create_app`, closed when the app ends. Everything but `followers` blocks: keep it off the event loop."""
+    """Made in `create_app`, closed when the app ends.
+
+    Everything but `followers` and `endings` blocks: keep it off the event loop.
+    """
 
     settings: GatewaySettings
     redis: Redis
     followers: AsyncRedis
-    """For waiting on event streams, one connection a client that waits."""
+    """For event streams, one connection a client that follows."""
+    endings: Endings
     jobs: Jobs
     workers: Registry
     store: ObjectStore

@@ -65,6 +65,7 @@ local function close(status, field, value, dead)
   redis.call('SET', prefix .. 'forgotten:' .. id, get('owner'), 'EX', ttl * 7)
   redis.call('ZADD', prefix .. 'ended', now + ttl, id)
   redis.call('ZADD', prefix .. 'unfiled', now, id)
+  redis.call('PUBLISH', prefix .. 'endings', id)
 end
 
 local function lapsed()

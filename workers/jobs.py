@@ -40,6 +40,7 @@ Keys, all below the prefix:
     unfiled                zset     ended ids by the time they ended, until the store has their record
     forgotten:{id}         string   owner of a job that ended, a week longer than its record by default
     seq                    counter
+    endings                channel  ids of jobs as they end
 """
 
 import hashlib
@@ -315,6 +316,11 @@ class Jobs:
     def events_key(self, job_id: str) -> str:
         """Return the name of the job's event stream, for readers that block on it."""
         return self._key("events", job_id)
+
+    @property
+    def endings(self) -> str:
+        """The channel on which ids of jobs are published as they end."""
+        return self._prefix + "endings"
 
     def dead_letters(self, limit: int = 100) -> list[dict[str, Any]]:
         """Return the jobs given up last: id, attempts, at (Unix time), reason and detail of the problem."""

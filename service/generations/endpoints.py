@@ -39,6 +39,7 @@ def _reference(name: str) -> dict[str, dict[str, str]]:
 @router.post(
     "/generate",
     status_code=HTTPStatus.ACCEPTED,
+    response_model=Job,
     responses={
         200: {"model": Job, "description": "With `Prefer: wait=N`: the job, which has ended."},
         202: {"model": Job, "description": "The job waits or runs.", "headers": _HEADERS},
@@ -56,7 +57,6 @@ def _reference(name: str) -> dict[str, dict[str, str]]:
 )
 async def generate(
     request: Request,
-    response: Response,
     services: ServicesDep,
     principal: PrincipalDep,
     prefer: Annotated[
@@ -71,22 +71,23 @@ async def generate(
             "Idempotency keys of different API keys have nothing to do with each other.",
         ),
     ] = None,
-) -> Job:
+) -> Response:
     """Make a network from a few labelled images.
 
     Exactly one source: `samples` (files) with `labels`, one `dataset` file, or JSON `samples` in base64.
     """
     upload = await read_upload(request, services.settings)
     record, new = await run_in_threadpool(create, services, principal, upload, idempotency_key)
-    response.headers["Location"] = f"/jobs/{record.id}"
+    headers = {"Location": f"/jobs/{record.id}"}
     if not new:
-        response.headers["Idempotent-Replayed"] = "true"
-    if wanted := _WAIT.search(prefer):
+        headers["Idempotent-Replayed"] = "true"
+    wanted = _WAIT.search(prefer)
+    if wanted:
         seconds = min(int(wanted[1]), services.settings.max_wait_s)
-        response.headers["Preference-Applied"] = f"wait={seconds}"
+        headers["Preference-Applied"] = f"wait={seconds}"
         record = await wait(services, record.id, seconds)
-    if wanted and record.status in TERMINAL:
-        response.status_code = HTTPStatus.OK
-    else:
-        response.headers["Retry-After"] = "1"
-    return Job.of(record)
+    done = wanted and record.status in TERMINAL
+    if not done:
+        headers["Retry-After"] = "1"
+    status = HTTPStatus.OK if done else HTTPStatus.ACCEPTED
+    return Response(Job.of(record).model_dump_json(), status, headers, "application/json")

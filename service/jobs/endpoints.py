@@ -48,14 +48,14 @@ def list_jobs(
     return JobList(jobs=[Job.of(job) for job in page.jobs], next_cursor=page.next_cursor)
 
 
-@router.get("/jobs/{job_id}", responses=problems(404, 410, 503))
-def get_job(services: ServicesDep, principal: PrincipalDep, job_id: str, response: Response) -> Job:
+@router.get("/jobs/{job_id}", response_model=Job, responses=problems(404, 410, 503))
+async def get_job(services: ServicesDep, principal: PrincipalDep, job_id: str) -> Response:
     """How a job stands, with its result once it has succeeded; `Retry-After` says when to look again."""
-    record = find(services, principal, job_id)
-    response.headers["Cache-Control"] = "no-store"
+    record = await run_in_threadpool(find, services, principal, job_id)
+    headers = {"Cache-Control": "no-store"}
     if record.status not in TERMINAL:
-        response.headers["Retry-After"] = "1"
-    return Job.of(record)
+        headers["Retry-After"] = "1"
+    return Response(Job.of(record).model_dump_json(), headers=headers, media_type="application/json")
 
 
 @router.post(

@@ -1,8 +1,8 @@
 """Jobs shown, and followed without a thread each."""
 
-import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from typing import cast
@@ -13,12 +13,15 @@ from starlette.concurrency import run_in_threadpool
 
 from service.access.principal import Principal
 from service.errors import Gone
+from service.jobs.endings import within
 from service.state import Services
 from workers import filing
 from workers.jobs import Event, UnknownJob, parse_events
 from workers.messages import TERMINAL, JobRecord
 
 START = "0-0"
+_LOOK_EVERY_S = 10
+"""However sure one is to hear of an end."""
 _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 
 
@@ -77,12 +80,12 @@ async def follow(redis: AsyncRedis, key: str, after: str, silence_s: float) -> A
 
 async def wait(services: Services, job_id: str, seconds: float) -> JobRecord:
     """Return the record when the job has ended, or as it is when the time is up."""
-    key = services.jobs.events_key(job_id)
-    clock = asyncio.get_running_loop().time
-    end = clock() + seconds
-    with suppress(TimeoutError):
-        async with asyncio.timeout_at(end):
-            async for _ in follow(services.followers, key, START, seconds):
-                if clock() >= end:  # the cancellation that the timeout sends once can get lost in a read from Redis
-                    break
-    return await run_in_threadpool(services.jobs.get, job_id)
+    end = time.monotonic() + seconds
+    with services.endings.heard_of(job_id) as event:
+        while True:
+            event.clear()
+            record = await run_in_threadpool(services.jobs.get, job_id)
+            left = end - time.monotonic()
+            if record.status in TERMINAL or left <= 0:
+                return record
+            await within(event, min(left, _LOOK_EVERY_S))

@@ -11,6 +11,8 @@ import httpx
 import pytest
 from redis import Redis
 
+from service.jobs import endings
+from service.jobs import service as jobs_service
 from tests.service.conftest import Start
 from tests.service.gateway import JPEG, PARQUET, PNG, WEBP, ZIP, Gateway, samples_form, samples_json
 from tests.service.problems import problem
@@ -153,11 +155,32 @@ def test_wait_has_a_limit(start: Start) -> None:
     assert start(max_wait_s=0).post(headers={"Prefer": "wait=100000"}).headers["preference-applied"] == "wait=0"
 
 
-def test_more_waiters_than_connections_get_an_answer(start: Start) -> None:
+def test_any_number_may_wait(start: Start) -> None:
     gateway = start(max_followers=1)
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: gateway.post(headers={"Prefer": "wait=1"}).status_code, range(4)))
-    assert answers == [202] * 4
+    with ThreadPoolExecutor(8) as pool, gateway.working():
+        answers = list(pool.map(lambda _: gateway.post(headers={"Prefer": "wait=10"}).status_code, range(8)))
+    assert answers == [200] * 8
+
+
+def test_an_end_that_nobody_heard_of_is_found(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_service, "_LOOK_EVERY_S", 0.2)
+    monkeypatch.setattr(gateway.services.endings, "_wake", lambda _: None)
+    with gateway.working():
+        assert gateway.post(headers={"Prefer": "wait=10"}).json()["status"] == "succeeded"
+
+
+def test_a_broken_subscription_comes_back(gateway: Gateway, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endings, "_AGAIN_S", 0.1)
+    assert gateway.post().status_code == 202  # the loop runs
+    redis.client_kill_filter(_type="pubsub")
+    deadline = time.monotonic() + 10
+    while not redis.pubsub_numsub("loomweight:endings")[0][1]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with gateway.working():
+        began = time.monotonic()
+        assert gateway.post(headers={"Prefer": "wait=10"}).json()["status"] == "succeeded"
+        assert time.monotonic() - began < 5
 
 
 # Idempotency ----------------------------------------------------------------------------------------------------------
