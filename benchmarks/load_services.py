@@ -121,7 +121,7 @@ BENTOML_SERVICE = """
 import bentoml
 from pathlib import Path
 
-@bentoml.service(workers={processes}, traffic={{"timeout": 300}})
+@bentoml.service(workers=1, traffic={"timeout": 300})
 class Nothing:
     @bentoml.task
     def nothing(self, samples: list[Path], labels: str) -> int:  # a form's repeated texts are not understood
@@ -163,10 +163,10 @@ def fastapi(factory: str, work: str | None, processes: int) -> Iterator[str]:
 
 
 @contextmanager
-def bentoml(python: str, folder: Path, processes: int) -> Iterator[str]:
-    """A BentoML task; its address."""
+def bentoml(python: str, folder: Path) -> Iterator[str]:
+    """A BentoML task, in one process as it comes: several of them lock its database for each other; its address."""
     port = free_port()
-    (folder / "nothing_service.py").write_text(BENTOML_SERVICE.format(processes=processes))
+    (folder / "nothing_service.py").write_text(BENTOML_SERVICE)
     command = [python, "-m", "bentoml", "serve", "nothing_service:Nothing", f"--port={port}", f"--working-dir={folder}"]
     own = {"BENTOML_HOME": str(folder / "bentoml"), "BENTOML_DO_NOT_TRACK": "True", "PYTHONPATH": ""}
     with running(*command, **own):
