@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ablations_table, literature_tables, render_fewshot, similarity_tables
+from benchmarks import ablations_table, literature_tables, render_fewshot, render_service, similarity_tables
 from benchmarks.render_fewshot import grid, percent
 
 MARKED = (Path("README.md"), Path("docs/deployment.md"))
@@ -203,6 +203,8 @@ TABLES: dict[str, tuple[str, Table]] = {
     "seen_tasks": ("seen_tasks", seen_tasks),
     "latency": ("latency", latency),
     "sizing": ("latency", sizing),
+    "load": ("load", render_service.load),
+    "batching": ("batching", render_service.batching),
     "restore_drill": ("restore_drill", restore_drill),
     "images": ("images", images),
     "compose": ("compose", compose),

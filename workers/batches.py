@@ -29,10 +29,10 @@ _LOOK_EVERY_S = 0.05
 Work = Callable[[Claim, Seat], Outcome]
 
 
-def run(first: Claim, queue: str, runtime: Runtime, leases: Leases, work: Work) -> Outcome:
-    """Do a claimed job, and others of the queue beside it; returns the outcome of the first."""
+def run(first: Claim, queue: str, runtime: Runtime, leases: Leases, work: Work, *, company: bool) -> Outcome:
+    """Do a claimed job, and if it may have company others of the queue beside it; returns the outcome of the first."""
     together = Together(runtime.generator, wait_s=runtime.batch_wait_s, cores=torch.get_num_threads())
-    young = time.monotonic() + runtime.settings.batch_s
+    young = time.monotonic() + runtime.settings.batch_s if company else 0.0
 
     def seated(claimed: Claim, seat: Seat) -> Outcome:
         try:
@@ -52,7 +52,7 @@ def run(first: Claim, queue: str, runtime: Runtime, leases: Leases, work: Work) 
             return [pool.submit(brought, each, seat) for each, seat in zip(taken, seats, strict=True)]
 
         try:
-            others = _take(queue, runtime, min(runtime.lanes, _share(queue, runtime)) - 1)
+            others = _take(queue, runtime, min(runtime.lanes, _share(queue, runtime)) - 1) if company else []
             seat = together.seat()
             more = begin(others)
             mine = pool.submit(copy_context().run, seated, first, seat)

@@ -53,19 +53,19 @@ def generate(job_id: str, runtime: Runtime) -> Outcome:
     with metrics.BUSY.track_inprogress(), Leases(runtime.jobs, settings.lease_s, settings.job_limit_s) as leases:
         try:
             first = claim(job_id, runtime)
-            alone = first is not None and (first.token > 1 or runtime.jobs.get(job_id).queue == LARGE_QUEUE)
+            large = first is not None and runtime.jobs.get(job_id).queue == LARGE_QUEUE
         except (JobsError, RedisError):
             return abandoned(job_id, KIND)
         if first is None:
             return counted(job_id, KIND, "skipped")
-        if alone or runtime.lanes == 1:
+        if large or runtime.lanes == 1:
             metrics.BATCH.observe(1)
             return perform(first, leases, runtime, KIND, partial(_produce, runtime.generator))
 
         def work(claimed: Claim, seat: Seat) -> Outcome:
             return perform(claimed, leases, runtime, KIND, partial(_produce, seat))
 
-        return batches.run(first, GENERATE_QUEUE, runtime, leases, work)
+        return batches.run(first, GENERATE_QUEUE, runtime, leases, work, company=first.token == 1)
 
 
 def _produce(generator: Generates, attempt: Attempt) -> GenerateResult:

@@ -95,7 +95,8 @@ class GenerateRequest(Message):
         default=None,
         ge=0,
         le=MAX_SEED,
-        description="The same seed, inputs, bundle and device give the same bytes. Default: random, and returned.",
+        description="The same seed, inputs, bundle, device and threads give the same bytes; on a GPU that serves many "
+        "at once, the same weights but for rounding. Default: random, and returned.",
     )
 
     callback_url: str | None = Field(

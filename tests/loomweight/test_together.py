@@ -85,6 +85,16 @@ def test_weights_are_those_that_a_request_gets_alone(generator: Generator, metho
                 np.testing.assert_allclose(other.tensors[name], tensor, atol=1e-5, rtol=0)
 
 
+def test_who_waits_for_nobody_gets_the_same_bytes_in_any_company(generator: Generator) -> None:
+    requests = [request(seed, method="diffusion", steps=3, candidates=3) for seed in range(4)]
+    for given, result in zip(requests, run(generator, requests, 0), strict=True):
+        [alone] = run(generator, [given], 0)
+        assert isinstance(alone, GenerationResult)
+        assert isinstance(result, GenerationResult)
+        for name, tensor in alone.models[0].tensors.items():
+            assert tensor.tobytes() == result.models[0].tensors[name].tobytes()
+
+
 def test_networks_run_once_for_all(generator: Generator) -> None:
     counted, runtime = counting(generator)
     run(counted, [request(seed, method="diffusion", steps=4, candidates=2) for seed in range(4)])
