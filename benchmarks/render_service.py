@@ -33,10 +33,10 @@ def load(content: dict[str, Any]) -> str:
     head = ["", "jobs a second, to their end", "p99, ms", "POSTs accepted a second", "p99 at half that rate, ms"]
     s, looks, streams = content["settings"], content["rows"]["get_job"], content["rows"]["streams"]
     note = (
-        f"\n{s['clients']} clients, a worker with nothing to do, {s['cores']} cores for all of it, {s['rounds']} rounds in "
-        f"turns. With {s['queued']:,} jobs waiting `GET /jobs/{{id}}` takes {looks['queued']['p50_ms']:.1f} ms, with none "
-        f"{looks['queue_empty']['p50_ms']:.1f}; of {streams['asked']:,} event streams "
-        f"{streams['opened'] - streams['ended_early']:,} held.\n"
+        f"\n{s['clients']} clients, a worker with nothing to do, {s['cores']} cores for all of it, {s['rounds']} "
+        f"rounds in turns. With {s['queued']:,} jobs waiting `GET /jobs/{{id}}` takes "
+        f"{looks['queued']['p50_ms']:.1f} ms, with none {looks['queue_empty']['p50_ms']:.1f}; of "
+        f"{streams['asked']:,} event streams {streams['opened'] - streams['ended_early']:,} held.\n"
     )
     return grid(head, rows) + note
 
@@ -51,7 +51,7 @@ def batching(content: dict[str, Any]) -> str:
     ]
     ratio, s = r["ratio"], content["settings"]
     note = (
-        f"\nRatio {ratio['mean']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}), {s['clients']} clients, {s['images']} "
-        f"images a job; weights differ by {r['largest_difference_of_weights']:.0e} at most.\n"
+        f"\nRatio {ratio['mean']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}), {s['clients']} clients, "
+        f"{s['images']} images a job; weights differ by {r['largest_difference_of_weights']:.0e} at most.\n"
     )
     return grid(["one worker, two cores, `cnn-l`", "jobs a second", "a client waits, s", "95 %"], rows) + note

@@ -321,6 +321,9 @@ def run(folder: Path, plan: Plan, *, patience_s: float = 600) -> Outcome:
             everything = {job.id for job in jobs.page(limit=2 * plan.jobs).jobs}
             if everything != set(records):
                 outcome.broken.append(f"{len(everything - set(records))} jobs that nobody asked for")
+            kept = sum(jobs.upload(job_id) is not None for job_id, job in records.items() if not filing.is_dead(job))
+            if kept:
+                outcome.broken.append(f"{kept} uploads of ended jobs stay in Redis")
             waits = eventually(lambda: not any(redis.llen(queue) for queue in jobs.counts()), 60)
             if not waits:
                 outcome.broken.append("messages stay in the broker")
