@@ -12,6 +12,7 @@ from service.errors import problems
 from service.generations.schemas import GenerateForm, GenerateJson
 from service.generations.service import create
 from service.generations.uploads import read_upload
+from service.jobs.once import REPLAYED, IdempotencyKey
 from service.jobs.schemas import Job
 from service.jobs.service import wait
 from service.state import ServicesDep
@@ -25,10 +26,7 @@ _WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,6})\"?\s*(?:$|[,;])", re.I
 _HEADERS = {
     "Location": {"description": "The job.", "schema": {"type": "string"}},
     "Retry-After": {"description": "Seconds until it is worth asking.", "schema": {"type": "integer"}},
-    "Idempotent-Replayed": {
-        "description": "`true` if the Idempotency-Key led to a job that was there.",
-        "schema": {"type": "string"},
-    },
+    **REPLAYED,
 }
 
 
@@ -62,15 +60,7 @@ async def generate(
     prefer: Annotated[
         str, Header(description="`wait=N` holds the answer until the job ends or N seconds (60 at most) pass.")
     ] = "",
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            min_length=1,
-            max_length=255,
-            description="The same key and payload lead to the same job, for a day unless configured otherwise. "
-            "Idempotency keys of different API keys have nothing to do with each other.",
-        ),
-    ] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Make a network from a few labelled images.
 

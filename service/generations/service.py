@@ -3,17 +3,15 @@
 import hashlib
 import secrets
 import uuid
-from contextlib import suppress
 from functools import partial
 
-from redis import RedisError
-
 from model_store import keys
-from service.access.admission import admitted, most_active
+from service.access.admission import most_active
 from service.access.principal import Principal
 from service.catalogue.schemas import Target
 from service.errors import InvalidSamples, Unprocessable
 from service.generations.uploads import Upload
+from service.jobs.once import once
 from service.state import Services
 from service.webhooks.addresses import NotAllowed
 from workers.jobs import QueueFull
@@ -29,18 +27,8 @@ def create(
     request = _resolve(upload, services.catalogue.target(upload.options.target))
     if request.callback_url is not None:
         _check_callback(services, principal, request.callback_url)
-    if idempotency_key is None:
-        return admitted(services, principal, partial(_create, services, principal, upload, request, None)), True
-    own_key = idempotency_key if principal.owner is None else f"{principal.owner}\0{idempotency_key}"
-    known = services.jobs.reserve(own_key, upload.fingerprint())
-    if known is not None:
-        return services.jobs.get(known), False
-    try:
-        return admitted(services, principal, partial(_create, services, principal, upload, request, own_key)), True
-    except Exception:
-        with suppress(RedisError):
-            services.jobs.release(own_key)
-        raise
+    make = partial(_create, services, principal, upload, request)
+    return once(services, principal, idempotency_key, upload.fingerprint, make)
 
 
 def _check_callback(services: Services, principal: Principal, url: str) -> None:

@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from service import forms
 from service.access.principal import Principal, PrincipalDep
 from service.errors import Responses, TooLarge, Unprocessable, UnsupportedType, invalid, problems
+from service.jobs.once import REPLAYED, IdempotencyKey
 from service.jobs.schemas import Job
 from service.jobs.service import wait
 from service.models.endpoints import CardDep
@@ -29,6 +30,7 @@ _SIDES = ("a", "b")
 _HEADERS = {
     "Location": {"description": "The job.", "schema": {"type": "string"}},
     "Retry-After": {"description": "Seconds until it is worth asking.", "schema": {"type": "integer"}},
+    **REPLAYED,
 }
 PreferHeader = Annotated[str, Header(description="`respond-async` asks for the job instead of the answer.")]
 
@@ -56,7 +58,11 @@ def _body(**content: type[BaseModel]) -> dict[str, Any]:
     response_model=None,
 )
 async def compare(
-    request: Request, services: ServicesDep, principal: PrincipalDep, prefer: PreferHeader = ""
+    request: Request,
+    services: ServicesDep,
+    principal: PrincipalDep,
+    prefer: PreferHeader = "",
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """How related the tasks of two checkpoints are, judged by their weights alone; nothing is run or unpickled.
 
@@ -67,17 +73,16 @@ async def compare(
         given = _parsed(SimilarityJson, await forms.small_body(request))
         pointers = [f"/{name}" for name in _SIDES]
         cards = await run_in_threadpool(service.cards_of, services, principal, [given.a, given.b], pointers)
-        record = await run_in_threadpool(
-            service.compare_pair, services, principal, dict(zip(_SIDES, cards, strict=True))
-        )
-        return await _answer(services, record, held=service.is_small(services, cards) and _waits(prefer))
+        sides = dict(zip(_SIDES, cards, strict=True))
+        asked = await run_in_threadpool(service.compare_pair, services, principal, sides, idempotency_key)
+        return await _answer(services, *asked, held=service.is_small(services, cards) and _waits(prefer))
     if kind != "multipart/form-data":
         raise UnsupportedType("Send multipart/form-data or application/json.")
     async with forms.form(request, files=2, fields=2) as data:
         forms.no_others(data, frozenset(_SIDES))
         sources = {name: await run_in_threadpool(_source, services, principal, data, name) for name in _SIDES}
-        record = await run_in_threadpool(service.compare_pair, services, principal, sources)
-    return await _answer(services, record, held=service.is_small(services, list(sources.values())) and _waits(prefer))
+        asked = await run_in_threadpool(service.compare_pair, services, principal, sources, idempotency_key)
+    return await _answer(services, *asked, held=service.is_small(services, list(sources.values())) and _waits(prefer))
 
 
 @router.post(
@@ -87,7 +92,11 @@ async def compare(
     response_model=None,
 )
 async def compare_all(
-    request: Request, services: ServicesDep, principal: PrincipalDep, prefer: PreferHeader = ""
+    request: Request,
+    services: ServicesDep,
+    principal: PrincipalDep,
+    prefer: PreferHeader = "",
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """The similarity of every pair of some stored models."""
     ids = _parsed(MatrixJson, await forms.small_body(request)).ids
@@ -96,8 +105,8 @@ async def compare_all(
         raise TooLarge(f"There are {len(ids):,} models; the limit is {most:,}.", pointer="/ids")
     pointers = [f"/ids/{number}" for number in range(len(ids))]
     cards = await run_in_threadpool(service.cards_of, services, principal, ids, pointers)
-    record = await run_in_threadpool(service.compare_all, services, principal, cards)
-    return await _answer(services, record, held=service.is_small(services, cards) and _waits(prefer))
+    asked = await run_in_threadpool(service.compare_all, services, principal, cards, idempotency_key)
+    return await _answer(services, *asked, held=service.is_small(services, cards) and _waits(prefer))
 
 
 @router.get(
@@ -114,7 +123,7 @@ async def neighbours(
 ) -> Response:
     """The stored models, and the zoo models of the bundle, whose tasks are most like a model's own."""
     record = await run_in_threadpool(service.look_around, services, principal, card, k)
-    return await _answer(services, record, held=_waits(prefer))
+    return await _answer(services, record, new=True, held=_waits(prefer))
 
 
 def _parsed(model: type[_Body], body: bytes) -> _Body:
@@ -137,11 +146,12 @@ def _waits(prefer: str) -> bool:
     return "respond-async" not in (part.strip().lower() for part in prefer.replace(";", ",").split(","))
 
 
-async def _answer(services: Services, record: JobRecord, *, held: bool) -> Response:
+async def _answer(services: Services, record: JobRecord, new: bool, *, held: bool) -> Response:
+    headers = {} if new else {"Idempotent-Replayed": "true"}
     if held:
         record = await wait(services, record.id, services.settings.max_wait_s)
         if (result := service.result_of(record)) is not None:
-            return Response(result.model_dump_json(), media_type="application/json")
+            return Response(result.model_dump_json(), headers=headers, media_type="application/json")
     job = Job.of(record)
-    headers = {"Location": job.links.self, "Retry-After": "1"}
+    headers |= {"Location": job.links.self, "Retry-After": "1"}
     return Response(job.model_dump_json(), HTTPStatus.ACCEPTED, headers, "application/json")

@@ -1,5 +1,6 @@
 """A question about similarity ► a job, and its answer where that comes soon enough."""
 
+import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,10 @@ from functools import partial
 from model_store import keys
 from model_store.records import ModelCard
 from model_store.store import NotFound as NotStored
-from service.access.admission import admitted, most_active
+from service.access.admission import most_active
 from service.access.principal import Principal
 from service.errors import Conflict, NotFound, failed
+from service.jobs.once import once
 from service.models.uploads import Checkpoint as Upload
 from service.state import Services
 from workers.jobs import QueueFull
@@ -31,22 +33,26 @@ _AT_ONCE = 8
 Source = Upload | ModelCard
 
 
-def compare_pair(services: Services, principal: Principal, sources: Mapping[str, Source]) -> JobRecord:
-    """Create the job that compares `a` with `b`."""
+def compare_pair(
+    services: Services, principal: Principal, sources: Mapping[str, Source], idempotency_key: str | None
+) -> tuple[JobRecord, bool]:
+    """Create the job that compares `a` with `b`, or return that of the key; says whether it is new."""
     uploads = {name: source for name, source in sources.items() if isinstance(source, Upload)}
     request = SimilarityRequest(**{name: _side(source) for name, source in sources.items()})
-    return _create(services, principal, "similarity", request, uploads)
+    return _create(services, principal, "similarity", request, uploads, idempotency_key)
 
 
-def compare_all(services: Services, principal: Principal, cards: Sequence[ModelCard]) -> JobRecord:
-    """Create the job that compares each model with each."""
+def compare_all(
+    services: Services, principal: Principal, cards: Sequence[ModelCard], idempotency_key: str | None
+) -> tuple[JobRecord, bool]:
+    """Create the job that compares each model with each, or return that of the key; says whether it is new."""
     request = MatrixRequest(ids=tuple(card.id for card in cards))
-    return _create(services, principal, "similarity-matrix", request, {})
+    return _create(services, principal, "similarity-matrix", request, {}, idempotency_key)
 
 
 def look_around(services: Services, principal: Principal, card: ModelCard, k: int) -> JobRecord:
     """Create the job that looks for a model's neighbours."""
-    return _create(services, principal, "neighbours", NeighboursRequest(model=card.id, k=k), {})
+    return _create(services, principal, "neighbours", NeighboursRequest(model=card.id, k=k), {}, None)[0]
 
 
 def cards_of(services: Services, principal: Principal, ids: Sequence[str], pointers: Sequence[str]) -> list[ModelCard]:
@@ -83,13 +89,27 @@ def _side(source: Source) -> Checkpoint:
 
 
 def _create(
-    services: Services, principal: Principal, kind: JobKind, request: JobRequest, uploads: Mapping[str, Upload]
-) -> JobRecord:
-    return admitted(services, principal, partial(_enter, services, principal, kind, request, uploads))
+    services: Services,
+    principal: Principal,
+    kind: JobKind,
+    request: JobRequest,
+    uploads: Mapping[str, Upload],
+    idempotency_key: str | None,
+) -> tuple[JobRecord, bool]:
+    def fingerprint() -> str:
+        return hashlib.sha256(f"{kind}\0{request.model_dump_json()}".encode()).hexdigest()
+
+    make = partial(_enter, services, principal, kind, request, uploads)
+    return once(services, principal, idempotency_key, fingerprint, make)
 
 
 def _enter(
-    services: Services, principal: Principal, kind: JobKind, request: JobRequest, uploads: Mapping[str, Upload]
+    services: Services,
+    principal: Principal,
+    kind: JobKind,
+    request: JobRequest,
+    uploads: Mapping[str, Upload],
+    idempotency_key: str | None,
 ) -> JobRecord:
     if services.jobs.queued(SIMILARITY_QUEUE) >= services.settings.max_queued:
         raise QueueFull(SIMILARITY_QUEUE)  # before the store takes the uploads; the record's creation checks again
@@ -103,6 +123,10 @@ def _enter(
         for _ in pool.map(put, uploads):  # raises what a put raised
             pass
     wanted = JobRecord(id=job_id, kind=kind, queue=SIMILARITY_QUEUE, request=request, owner=principal.owner)
-    record = services.jobs.create(wanted, most_active=most_active(services, principal))
+    record = services.jobs.create(wanted, idempotency_key=idempotency_key, most_active=most_active(services, principal))
+    if record.id != job_id:
+        for name in uploads:
+            services.store.delete(keys.job_input(job_id, name))
+        return record
     services.metrics.created.labels(record.kind, "", "").inc()
     return record

@@ -142,6 +142,20 @@ def test_a_job_where_it_is_wanted(served: Served) -> None:
     assert served.gateway.store.list(keys.job_inputs(job["id"])) == []
 
 
+def test_the_same_key_and_question_lead_to_the_same_job(served: Served) -> None:
+    a, b, key = checkpoint(seed=1), checkpoint(seed=2), {"Idempotency-Key": "similar-1"}
+    first = served.compare(a, b, headers=key | {"Prefer": "respond-async"})
+    again = served.compare(a, b, headers=key | {"Prefer": "respond-async"})
+    assert again.json()["id"] == first.json()["id"]
+    assert (first.headers.get("idempotent-replayed"), again.headers["idempotent-replayed"]) == (None, "true")
+    held = served.compare(a, b, headers=key)
+    assert held.headers["idempotent-replayed"] == "true"
+    assert found(held) == found(served.compare(a, b))
+    problem(served.compare(b, a, headers=key), 422, "idempotency-key-reused")
+    ids = {"ids": [served.upload(a), served.upload(b)]}
+    problem(served.client.post("/similarity/matrix", json=ids, headers=key), 422, "idempotency-key-reused")
+
+
 def test_large_checkpoints_lead_to_a_job(served: Served) -> None:
     a, b = large(0, layers=10), large(1, layers=10)
     assert len(a) + len(b) > 30_000_000
