@@ -64,8 +64,14 @@ def generate(client: httpx.Client, data: bytes, target: str, seed: int) -> tuple
     return job["result"]["models"][0]["id"], job["result"]["timings_ms"]
 
 
-def round_of(address: str, clients: int, seconds: float, data: bytes, target: str) -> tuple[float, list[float]]:
-    """Jobs a second, and how long each client waited for each, after one job each to warm up."""
+def busy_s() -> float:
+    """Seconds that cores of this machine have worked so far, whoever had them."""
+    user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def round_of(address: str, clients: int, seconds: float, data: bytes, target: str) -> tuple[float, list[float], float]:
+    """Jobs a second, how long each client waited for each, and how many cores worked; after one job each to warm up."""
     waits: list[float] = []
     start = threading.Barrier(clients + 1)
     end = [0.0]
@@ -83,13 +89,13 @@ def round_of(address: str, clients: int, seconds: float, data: bytes, target: st
         end[0] = time.monotonic() + 600
         while start.n_waiting < clients:
             time.sleep(0.01)
-        began = time.monotonic()
+        began, busy = time.monotonic(), busy_s()
         end[0] = began + seconds
         start.wait()
         for each in done:
             each.result()
         took = time.monotonic() - began
-    return len(waits) / took, waits
+    return len(waits) / took, waits, (busy_s() - busy) / took
 
 
 def difference(addresses: dict[str, str], data: bytes, target: str, count: int) -> float:
@@ -117,12 +123,14 @@ def main() -> None:
     data = dataset(10, 5)
     rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
     waits: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    cores: dict[str, list[float]] = {arm: [] for arm in ARMS}
     with ExitStack() as stack:
         addresses = {arm: stack.enter_context(started(given.bundle, jobs)) for arm, jobs in ARMS.items()}
         for number in range(given.rounds):
             for arm, address in addresses.items():
-                rate, waited = round_of(address, given.clients, given.seconds, data, given.target)
+                rate, waited, worked = round_of(address, given.clients, given.seconds, data, given.target)
                 rates[arm].append(rate)
+                cores[arm].append(worked)
                 waits[arm] += waited
                 print(f"round {number + 1} {arm:9s} {rate:6.2f} jobs/s", flush=True)
         apart = difference(addresses, data, given.target, 16)
@@ -130,6 +138,7 @@ def main() -> None:
     rows = {
         "jobs_per_second": {arm: results.interval(values) for arm, values in rates.items()},
         "ratio": results.interval(ratios),
+        "cores_at_work": {arm: results.interval(values) for arm, values in cores.items()},
         "client_waits_s": {
             arm: {"p50": float(np.median(w)), "p95": float(np.percentile(w, 95)), "n": len(w)}
             for arm, w in waits.items()

@@ -79,7 +79,7 @@ def _create(
         size=len(upload.body),
         sha256=hashlib.sha256(upload.body).hexdigest(),
         content_type=upload.content_type,
-        inline=upload.kind != "uri" and len(upload.body) <= services.settings.inline_bytes,
+        inline=upload.kind != "uri" and queue == GENERATE_QUEUE and len(upload.body) <= services.settings.inline_bytes,
     )
     stored = upload.kind != "uri" and not inputs.inline
     if stored:

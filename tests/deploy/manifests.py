@@ -59,6 +59,13 @@ def tmp_needed(environment: dict[str, str]) -> int:
     return settings.max_inflight_bytes + settings.max_inflight_checkpoint_bytes
 
 
+def redis_needed(environment: dict[str, str]) -> int:
+    """Bytes that Redis must hold when every job that may wait has the largest upload it keeps, and as much again."""
+    named = {name: f"LOOMWEIGHT_{name.upper()}" for name in ("max_queued", "inline_bytes")}
+    settings = GatewaySettings(**{name: environment[key] for name, key in named.items() if key in environment})
+    return 2 * settings.max_queued * settings.inline_bytes
+
+
 def mebibytes(text: str) -> int:
-    """What `512m` of Compose and `512Mi` of Kubernetes are, in bytes."""
-    return int(text.lower().removesuffix("i").removesuffix("m")) * 2**20
+    """What `512m` of Compose, `512Mi` of Kubernetes and `512mb` of Redis are, in bytes."""
+    return int(text.lower().rstrip("bim")) * 2**20

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.manifests import mebibytes, tmp_needed
+from tests.deploy.manifests import mebibytes, redis_needed, tmp_needed
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,6 +86,12 @@ def test_uploads_fit_into_the_gateways_tmp(compose: dict[str, Any]) -> None:
     [(path, size)] = (entry.split(":size=") for entry in gateway["tmpfs"])
     assert path == "/tmp"
     assert tmp_needed(gateway["environment"]) < mebibytes(size)
+
+
+def test_waiting_uploads_fit_into_redis(compose: dict[str, Any]) -> None:
+    command = compose["services"]["redis"]["command"]
+    most = command[command.index("--maxmemory") + 1]
+    assert redis_needed(compose["services"]["gateway"]["environment"]) < mebibytes(most)
 
 
 def test_what_compose_check_starts_differs_in_its_network_alone(settings: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from observability.dashboards import DASHBOARDS
 from tests.deploy import external_secrets, manifests
-from tests.deploy.manifests import BUILDS, environment, mebibytes, named, pods, resources, tmp_needed
+from tests.deploy.manifests import BUILDS, environment, mebibytes, named, pods, redis_needed, resources, tmp_needed
 from workers.worker_settings import WorkerSettings
 
 KUBERNETES = "1.32"
@@ -117,7 +117,7 @@ def test_a_worker_that_must_go_can_end_the_longest_job(build: str) -> None:
     settings = WorkerSettings(
         **{name.removeprefix("LOOMWEIGHT_").lower(): value for name, value in given.items() if name in KNOWN}
     )
-    assert settings.job_limit_s < settings.soft_shutdown_s < spec["terminationGracePeriodSeconds"]
+    assert settings.job_limit_s + settings.batch_s < settings.soft_shutdown_s < spec["terminationGracePeriodSeconds"]
     assert spec["terminationGracePeriodSeconds"] < settings.visibility_timeout_s
     liveness = container["livenessProbe"]
     assert liveness["periodSeconds"] * liveness["failureThreshold"] > settings.startup_s
@@ -169,7 +169,11 @@ def test_uploads_fit_into_the_gateways_tmp(build: str) -> None:
 def test_redis_forgets_nothing() -> None:
     configs = [r["data"]["redis.conf"] for r in resources("overlays/gpu") if "redis.conf" in (r.get("data") or {})]
     assert len(configs) == 1
-    assert {"appendonly yes", "maxmemory-policy noeviction"} <= set(configs[0].splitlines())
+    lines = configs[0].splitlines()
+    assert {"appendonly yes", "maxmemory-policy noeviction"} <= set(lines)
+    config = next(r["data"] for r in resources("overlays/gpu") if "LOOMWEIGHT_STORE_URL" in (r.get("data") or {}))
+    [most] = [line.split()[1] for line in lines if line.startswith("maxmemory ")]
+    assert redis_needed(config) < mebibytes(most)
 
 
 @pytest.mark.parametrize("build", ["overlays/gpu", "overlays/aws"])
