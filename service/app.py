@@ -85,6 +85,7 @@ def _open(settings: GatewaySettings) -> Services:
         decode_responses=True,
         max_connections=settings.max_followers + 1,  # the endings' own
         socket_timeout=settings.keepalive_s + 5,  # a read blocks for as long as a stream may be silent
+        health_check_interval=30,
         retry=Retry(NoBackoff(), 1),  # a client that follows comes back by itself
     )
     return Services(

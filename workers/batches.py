@@ -41,8 +41,14 @@ def run(first: Claim, queue: str, runtime: Runtime, leases: Leases, work: Work, 
             seat.leave()
 
     def brought(taken: Taken, seat: Seat) -> Outcome:
-        with following(GENERATE_TASK, taken.job_id, taken.headers):
-            return seated(Claim(taken.job_id, taken.token), seat)
+        try:
+            with following(GENERATE_TASK, taken.job_id, taken.headers):
+                return seated(Claim(taken.job_id, taken.token), seat)
+        except Exception:
+            _log.exception("job %s, taken along, is left to others", taken.job_id)
+            raise
+        finally:
+            seat.leave()
 
     # The threads share the cores, and each has one.
     with ThreadPoolExecutor(runtime.lanes, "job", initializer=partial(torch.set_num_threads, 1)) as pool:

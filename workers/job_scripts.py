@@ -38,9 +38,10 @@ end
 local function message() return (string.gsub(get('message'), '@tag@', id .. '.' .. get('sent'), 1)) end
 
 local function send()
+  redis.call('ZADD', prefix .. 'due', now + again, id)
+  if get('message') == '' then return end -- a record of another version: its gateways send it
   redis.call('HINCRBY', job, 'sent', 1)
   redis.call('LPUSH', get('queue'), message())
-  redis.call('ZADD', prefix .. 'due', now + again, id)
 end
 
 local function bury()
@@ -56,6 +57,7 @@ local function close(status, field, value, dead)
   redis.call('HSET', job, 'finished_at', stamp())
   if field then redis.call('HSET', job, field, value) end
   if dead then bury() else redis.call('DEL', upload) end
+  if get('status') == 'queued' then redis.call('LREM', get('queue'), -1, message()) end
   redis.call('HDEL', job, 'message')
   move(status)
   if get('owner') ~= '' then redis.call('SREM', prefix .. 'active:' .. get('owner'), id) end
@@ -101,6 +103,9 @@ local function holds(token) return get('status') == 'running' and get('attempt')
 local function refusal() return redis.call('EXISTS', job) == 1 and 'stale' or 'unknown' end
 """
 
+# A Redis that is full takes no new jobs, but those it has must be able to end: that is what frees it.
+_ALWAYS = "#!lua flags=allow-oom" + _PRELUDE
+
 # key, fingerprint, seconds the reservation holds
 RESERVE = (
     _PRELUDE
@@ -118,21 +123,25 @@ return known[2] and 'job:' .. known[2] or 'in flight'
 
 # key
 RELEASE = (
-    _PRELUDE
+    _ALWAYS
     + """
 if redis.call('HEXISTS', ARGV[7], 'job') == 0 then redis.call('DEL', ARGV[7]) end
 return 'ok'
 """
 )
 
-# queue, most queued, most active jobs of the owner or 0, idempotency key or '', owner or '', upload or '', then
-# fields and values
+# queue, most queued, most active jobs of the owner or 0, idempotency key or '', owner or '', upload or '',
+# fingerprint or '', then fields and values
 CREATE = (
     _PRELUDE
     + """
 if redis.call('EXISTS', job) == 1 then return 'job:' .. id end -- a repetition after a lost answer
-local known = ARGV[10] ~= '' and redis.call('HGET', ARGV[10], 'job')
-if known then return 'job:' .. known end
+local known = ARGV[10] ~= '' and redis.call('HMGET', ARGV[10], 'job', 'fingerprint') or {}
+if known[1] then -- its reservation ran out, and another request with this key was faster
+  if known[2] ~= ARGV[13] then return 'reused' end
+  redis.call('EXPIRE', ARGV[10], ttl)
+  return 'job:' .. known[1]
+end
 if redis.call('ZCARD', prefix .. 'queued:' .. ARGV[7]) >= tonumber(ARGV[8]) then return 'full' end
 local most = tonumber(ARGV[9])
 if most > 0 and redis.call('SCARD', prefix .. 'active:' .. ARGV[11]) >= most then return 'active' end
@@ -148,7 +157,7 @@ end
 
 local seq = redis.call('INCR', prefix .. 'seq')
 redis.call('HSET', job, 'queue', ARGV[7], 'seq', seq, 'attempt', 0, 'created_at', stamp(), 'status', 'queued',
-  'owner', ARGV[11], unpack(ARGV, 13))
+  'owner', ARGV[11], unpack(ARGV, 14))
 if ARGV[12] ~= '' then redis.call('SET', upload, ARGV[12]) end
 redis.call('ZADD', prefix .. 'jobs', seq, id)
 if get('owner') ~= '' then
@@ -161,7 +170,7 @@ move('queued')
 redis.call('ZADD', place('queued'), seq, id)
 send()
 if ARGV[10] ~= '' then
-  redis.call('HSET', ARGV[10], 'job', id)
+  redis.call('HSET', ARGV[10], 'job', id, 'fingerprint', ARGV[13])
   redis.call('EXPIRE', ARGV[10], ttl)
 end
 return {get('created_at'), redis.call('ZRANK', place('queued'), id)}
@@ -170,7 +179,7 @@ return {get('created_at'), redis.call('ZRANK', place('queued'), id)}
 
 # no arguments
 SEND = (
-    _PRELUDE
+    _ALWAYS
     + """
 if get('status') == 'queued' then
   send()
@@ -183,7 +192,7 @@ return 'ok'
 
 # worker, lease in seconds
 CLAIM = (
-    _PRELUDE
+    _ALWAYS
     + """
 if lapsed() then revive() end
 if get('status') ~= 'queued' then return 0 end
@@ -193,11 +202,11 @@ return claim(ARGV[7], ARGV[8])
 
 # queue, worker, lease in seconds
 TAKE = (
-    _PRELUDE
+    _ALWAYS
     + """
 for _, first in ipairs(redis.call('ZRANGE', prefix .. 'queued:' .. ARGV[7], 0, 31)) do
   look_at(first)
-  if get('attempt') == '0' then
+  if get('attempt') == '0' and get('message') ~= '' then
     local told = message()
     redis.call('LREM', ARGV[7], -1, told) -- nobody else need be told
     return {first, claim(ARGV[8], ARGV[9]), told}
@@ -209,7 +218,7 @@ return false
 
 # token
 HEARTBEAT = (
-    _PRELUDE
+    _ALWAYS
     + """
 if not holds(ARGV[7]) then return refusal() end
 redis.call('ZADD', place('running'), now + tonumber(get('lease')), id)
@@ -219,7 +228,7 @@ return 'ok'
 
 # token, progress
 PROGRESS = (
-    _PRELUDE
+    _ALWAYS
     + """
 if not holds(ARGV[7]) then return refusal() end
 redis.call('HSET', job, 'progress', ARGV[8])
@@ -230,7 +239,7 @@ return 'ok'
 
 # token, status, field, value, '1' for a dead letter
 CLOSE = (
-    _PRELUDE
+    _ALWAYS
     + """
 if not holds(ARGV[7]) then return refusal() end
 if ARGV[9] == '' then close(ARGV[8]) else close(ARGV[8], ARGV[9], ARGV[10], ARGV[11] == '1') end
@@ -240,7 +249,7 @@ return 'ok'
 
 # no arguments
 CANCEL = (
-    _PRELUDE
+    _ALWAYS
     + """
 if get('status') == 'queued' or lapsed() then
   close('canceled')
@@ -254,7 +263,7 @@ return get('status')
 
 # error
 EXPIRE = (
-    _PRELUDE
+    _ALWAYS
     + """
 if get('status') == 'queued' then close('expired', 'error', ARGV[7]) end
 return get('status')
@@ -263,7 +272,7 @@ return get('status')
 
 # no arguments
 REQUEUE = (
-    _PRELUDE
+    _ALWAYS
     + """
 return lapsed() and revive() or get('status')
 """

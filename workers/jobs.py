@@ -101,6 +101,13 @@ class Event(NamedTuple):
     data: str
 
 
+class Idempotency(NamedTuple):
+    """What a client calls its request, and a hash of everything that the answer depends on."""
+
+    key: str
+    fingerprint: str
+
+
 class Taken(NamedTuple):
     """A job that was claimed without waiting for its message: the fencing token, and what the message's headers say."""
 
@@ -154,16 +161,16 @@ class Jobs:
 
     # Creating ---------------------------------------------------------------------------------------------------------
 
-    def reserve(self, key: str, fingerprint: str) -> str | None:
+    def reserve(self, request: Idempotency) -> str | None:
         """Reserve an idempotency key for a payload; returns the id of the job that it already led to, if any.
 
         Raises `KeyReused` and `KeyInFlight`. A reservation ends with `create` or `release`.
         """
-        answer = str(self._run("RESERVE", "", self._idempotency(key), fingerprint, RESERVED_S))
+        answer = str(self._run("RESERVE", "", self._idempotency(request.key), request.fingerprint, RESERVED_S))
         if answer == "reused":
-            raise KeyReused(key)
+            raise KeyReused(request.key)
         if answer == "in flight":
-            raise KeyInFlight(key)
+            raise KeyInFlight(request.key)
         return answer.removeprefix("job:") if answer.startswith("job:") else None
 
     def release(self, key: str) -> None:
@@ -175,25 +182,27 @@ class Jobs:
         record: JobRecord,
         upload: bytes = b"",
         *,
-        idempotency_key: str | None = None,
+        idempotency: Idempotency | None = None,
         most_active: int | None = None,
     ) -> JobRecord:
         """Enter a new job as queued and send its message, once however often it is tried; returns the record.
 
         `upload` is kept until the job ends. Where the idempotency key led to another job meanwhile, its reservation
-        having run out, that one is returned. Raises `QueueFull`, and `TooManyActive` if `most_active` jobs of the
-        record's owner wait or run.
+        having run out, that one is returned. Raises `QueueFull`, `KeyReused`, and `TooManyActive` if `most_active`
+        jobs of the record's owner wait or run.
         """
         fields = ["kind", record.kind, "request", record.request.model_dump_json(), "message", message(record)]
         if record.inputs:
             fields += ["inputs", record.inputs.model_dump_json()]
-        key = self._idempotency(idempotency_key) if idempotency_key else ""
-        given = (self._max_queued, most_active or 0, key, record.owner or "", upload)
+        key, fingerprint = (self._idempotency(idempotency.key), idempotency.fingerprint) if idempotency else ("", "")
+        given = (self._max_queued, most_active or 0, key, record.owner or "", upload, fingerprint)
         answer = self._run("CREATE", record.id, record.queue, *given, *fields)
         if answer == "full":
             raise QueueFull(record.queue)
         if answer == "active":
             raise TooManyActive(record.owner)
+        if answer == "reused":
+            raise KeyReused(record.id)
         if isinstance(answer, str):
             return self.get(answer.removeprefix("job:"))
         created, rank = answer
@@ -370,8 +379,11 @@ class Jobs:
         self._checked("CLOSE", job_id, token, "canceled", "")
 
     def filed(self, job_id: str) -> None:
-        """Note that the store has the record of the ended job."""
-        self._redis.zrem(self._prefix + "unfiled", job_id)
+        """Note that the store has the record of the ended job, and of a dead letter the upload."""
+        with self._redis.pipeline() as pipe:
+            pipe.zrem(self._prefix + "unfiled", job_id)
+            pipe.delete(self._key("upload", job_id))
+            pipe.execute()
 
     def is_cancel_requested(self, job_id: str) -> bool:
         """Whether the running job should stop."""

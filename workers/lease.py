@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Self, TypeVar
 
 from redis import RedisError
@@ -71,7 +71,8 @@ class Lease:
                 self.confirm()
             progress, self._progress = self._progress, None
             if progress:
-                self._jobs.progress(self.job_id, self._token, *progress)
+                with suppress(RedisError):  # the next one may be told; renewing what others hold comes first
+                    self._jobs.progress(self.job_id, self._token, *progress)
         except JobsError:
             self._lost = True
 

@@ -14,7 +14,7 @@ from service.generations.uploads import Upload
 from service.jobs.once import once
 from service.state import Services
 from service.webhooks.addresses import NotAllowed
-from workers.jobs import QueueFull
+from workers.jobs import Idempotency, QueueFull
 from workers.messages import GENERATE_QUEUE, LARGE_QUEUE, MAX_SEED, GenerateRequest, InputRef, JobRecord
 
 _STEPS = 30  # of a request that leaves them to the bundle, about
@@ -69,7 +69,7 @@ def _queue(services: Services, upload: Upload, request: GenerateRequest) -> str:
 
 
 def _create(
-    services: Services, principal: Principal, upload: Upload, request: GenerateRequest, idempotency_key: str | None
+    services: Services, principal: Principal, upload: Upload, request: GenerateRequest, idempotency: Idempotency | None
 ) -> JobRecord:
     queue = _queue(services, upload, request)
     job_id = f"job-{uuid.uuid4().hex}"
@@ -92,7 +92,7 @@ def _create(
     record = services.jobs.create(
         wanted,
         upload.body if inputs.inline else b"",
-        idempotency_key=idempotency_key,
+        idempotency=idempotency,
         most_active=most_active(services, principal),
     )
     if record.id != job_id:

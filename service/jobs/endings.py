@@ -39,14 +39,18 @@ class Endings:
         """Listen, for as long as the app runs."""
         while True:
             try:
-                async with self._redis.pubsub(ignore_subscribe_messages=True) as pubsub:
+                async with self._redis.pubsub() as pubsub:
                     await pubsub.subscribe(self._channel)
-                    self._wake(list(self._waiting))  # something may have ended before
                     while True:
-                        if message := await pubsub.get_message(timeout=_AGAIN_S):
+                        message = await pubsub.get_message(timeout=_AGAIN_S) or {}
+                        if message.get("type") == "message":
                             self._wake([message["data"]])
+                        elif message:  # subscribed, perhaps again: something may have ended before
+                            self._wake(list(self._waiting))
             except RedisError as error:
                 _log.warning("ends of jobs are not heard of: %s", error)
+            except Exception:  # noqa: BLE001 - whatever it was, who waits goes on looking, and this goes on listening
+                _log.exception("ends of jobs are not heard of")
             await asyncio.sleep(_AGAIN_S)
 
     def _wake(self, job_ids: list[str]) -> None:

@@ -11,6 +11,7 @@ from redis import RedisError
 from service.access.admission import admitted
 from service.access.principal import Principal
 from service.state import Services
+from workers.jobs import Idempotency
 from workers.messages import JobRecord
 
 IdempotencyKey = Annotated[
@@ -36,7 +37,7 @@ def once(
     principal: Principal,
     idempotency_key: str | None,
     fingerprint: Callable[[], str],
-    create: Callable[[str | None], JobRecord],
+    create: Callable[[Idempotency | None], JobRecord],
 ) -> tuple[JobRecord, bool]:
     """Create the job if the principal may, or return the one that the key led to before; says whether it is new.
 
@@ -45,11 +46,12 @@ def once(
     if idempotency_key is None:
         return admitted(services, principal, partial(create, None)), True
     own_key = idempotency_key if principal.owner is None else f"{principal.owner}\0{idempotency_key}"
-    known = services.jobs.reserve(own_key, fingerprint())
+    idempotency = Idempotency(own_key, fingerprint())
+    known = services.jobs.reserve(idempotency)
     if known is not None:
         return services.jobs.get(known), False
     try:
-        return admitted(services, principal, partial(create, own_key)), True
+        return admitted(services, principal, partial(create, idempotency)), True
     except Exception:
         with suppress(RedisError):
             services.jobs.release(own_key)

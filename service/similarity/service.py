@@ -16,7 +16,7 @@ from service.errors import Conflict, NotFound, failed
 from service.jobs.once import once
 from service.models.uploads import Checkpoint as Upload
 from service.state import Services
-from workers.jobs import QueueFull
+from workers.jobs import Idempotency, QueueFull
 from workers.messages import (
     SIMILARITY_QUEUE,
     Checkpoint,
@@ -109,7 +109,7 @@ def _enter(
     kind: JobKind,
     request: JobRequest,
     uploads: Mapping[str, Upload],
-    idempotency_key: str | None,
+    idempotency: Idempotency | None,
 ) -> JobRecord:
     if services.jobs.queued(SIMILARITY_QUEUE) >= services.settings.max_queued:
         raise QueueFull(SIMILARITY_QUEUE)  # before the store takes the uploads; the record's creation checks again
@@ -123,7 +123,7 @@ def _enter(
         for _ in pool.map(put, uploads):  # raises what a put raised
             pass
     wanted = JobRecord(id=job_id, kind=kind, queue=SIMILARITY_QUEUE, request=request, owner=principal.owner)
-    record = services.jobs.create(wanted, idempotency_key=idempotency_key, most_active=most_active(services, principal))
+    record = services.jobs.create(wanted, idempotency=idempotency, most_active=most_active(services, principal))
     if record.id != job_id:
         for name in uploads:
             services.store.delete(keys.job_input(job_id, name))

