@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning; several processes share the cores here.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint bench bench-similarity chaos clean deploy-check observability-check dashboards-check external-secrets-schema restore-drill images images-check compose-check pin-images smoke constraints fuzz audit
+.PHONY: setup demo test lint bench bench-similarity chaos clean deploy-check observability-check dashboards-check external-secrets-schema restore-drill images images-check compose-check pin-images smoke constraints fuzz audit console-check
 
 setup: .venv/.ready
 
@@ -98,6 +98,12 @@ fuzz: setup
 audit: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[audit]'
 	$(BIN)/python -m pip_audit --strict --skip-editable --progress-spinner off
+
+# The console in a real browser; needs a Chromium.
+CHROMIUM ?= /usr/bin/chromium
+console-check: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
+	$(BIN)/python -m tests.service.browser --chromium $(CHROMIUM) --screenshot docs/images/console.png
 
 VERSION ?= 0.1.0
 IMAGES ?= api worker trainer

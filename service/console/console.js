@@ -16,6 +16,11 @@ const MEASURED = {
   holdout: "Accuracy on held-out images",
 };
 
+const BASELINES = {
+  closed_form: "the closed form",
+  nearest_class_mean: "the nearest class mean",
+};
+
 let source = null; // {samples: [{file, label}]} or {dataset: file}
 let targets = [];
 let stream = null;
@@ -173,6 +178,8 @@ function show(result) {
     `Classes: ${result.classes.join(", ")}. Method ${result.method}, seed ${result.seed}, bundle ${result.bundle}.`;
   at("warning").textContent = result.novelty.warning ?? "";
   at("warning").hidden = !result.novelty.warning;
+  const others = Object.entries(result.baselines).map(([name, accuracy]) => `${BASELINES[name] ?? name} ${percent(accuracy)}`);
+  at("baselines").textContent = others.length ? `Measured in the same way: ${others.join(", ")}.` : "";
   at("measured").textContent = MEASURED[result.ranked_on] ?? "Accuracy";
   at("models").replaceChildren(...result.models.map(row));
   at("result").hidden = false;
@@ -181,10 +188,12 @@ function show(result) {
 function row({ rank, holdout_accuracy: accuracy, links }) {
   const line = document.createElement("tr");
   const files = line.insertCell();
-  files.before(cell(String(rank + 1)), cell(accuracy === null ? "not measured" : `${(100 * accuracy).toFixed(1)} %`));
+  files.before(cell(String(rank + 1)), cell(accuracy === null ? "not measured" : percent(accuracy)));
   files.append(link(links.weights, "weights"), link(links.onnx, "ONNX"), link(links.card, "card"));
   return line;
 }
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
 
 function cell(text) {
   const made = document.createElement("td");
