@@ -39,7 +39,8 @@ bench: setup
 	$(BIN)/python -m benchmarks.latency --out docs/results/latency.json
 	$(BIN)/python -m benchmarks.similarity_latency --out docs/results/similarity_latency.json
 	$(BIN)/python -m benchmarks.runtime_backends --out docs/results/runtime_backends.json
-	$(BIN)/python -m benchmarks.batching --out docs/results/batching.json
+	$(BIN)/python -m benchmarks.batching --rounds 3 --out docs/results/batching.json
+	$(BIN)/python -m benchmarks.lanes --out docs/results/lanes.json
 	$(BIN)/python -m benchmarks.load --out docs/results/load.json
 	$(BIN)/python -m benchmarks.better_start --run $(RUN) --data $(DATA) --most-images 10000 --out docs/results/better_start.json
 	$(BIN)/python -m benchmarks.cost --out docs/results/cost.json

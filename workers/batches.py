@@ -43,7 +43,7 @@ def run(first: Claim, queue: str, runtime: Runtime, leases: Leases, work: Work, 
     def brought(taken: Taken, seat: Seat) -> Outcome:
         try:
             with following(GENERATE_TASK, taken.job_id, taken.headers):
-                return seated(Claim(taken.job_id, taken.token), seat)
+                return work(Claim(taken.job_id, taken.token), seat)
         except Exception:
             _log.exception("job %s, taken along, is left to others", taken.job_id)
             raise
