@@ -39,7 +39,7 @@ JOB_SECONDS = Histogram(
 )
 BATCH = Histogram(
     "loomweight_worker_batch_jobs",
-    "Jobs that ran together; 1 for those that ran alone.",
+    "Jobs at work when one began, itself included; 1 for those that ran alone.",
     buckets=(1, 2, 4, 8, 12, 16, 24, 32, 64),
 )
 CANDIDATES = Histogram(
