@@ -133,6 +133,26 @@ def images() -> dict[str, Any]:
     )
 
 
+def load() -> dict[str, Any]:
+    trip = {"per_second": 300.0, "trip": {"p99_ms": 200.0}}
+    bare = {"flood": {"per_second": 1_000.0}, "half_rate": {"p99_ms": 20.0}, "trips": trip}
+    looks = {"queued": {"p50_ms": 1.0}, "queue_empty": {"p50_ms": 0.5}}
+    streams = {"asked": 2_000, "opened": 2_000, "ended_early": 1}
+    rows = {"loomweight": [bare | {"held_trips": trip}] * 2, "plain": [bare] * 2, "get_job": looks, "streams": streams}
+    return content("load", rows, clients=32, cores=2, rounds=2, queued=10_000)
+
+
+def batching() -> dict[str, Any]:
+    arms = ("alone", "together")
+    rows = {
+        "jobs_per_second": {arm: cell(12.0) for arm in arms},
+        "client_waits_s": {arm: {"p50": 1.0, "p95": 2.0} for arm in arms},
+        "ratio": cell(1.5),
+        "largest_difference_of_weights": 6e-8,
+    }
+    return content("batching", rows, clients=32, images=50)
+
+
 def compose() -> dict[str, Any]:
     return content(
         "compose", [{"check": "up", "passed": True, "seconds": 14.0, "targets": {"worker": "up"}, "bad": []}]
@@ -157,6 +177,8 @@ ALL = {
         restore_drill,
         images,
         compose,
+        load,
+        batching,
         digits,
     )
 }
