@@ -54,6 +54,7 @@ class DeployedStack:
             "LOOMWEIGHT_REQUIRE_KEYS": "true",
             "LOOMWEIGHT_BOOTSTRAP_KEY": KEY,
             "LOOMWEIGHT_CALLBACK_SECRET": KEY[::-1],
+            "LOOMWEIGHT_REQUESTS_PER_MINUTE": "100000",  # its one key stands for many clients
             "LOOMWEIGHT_OPEN_METRICS": "true",
         }
 
