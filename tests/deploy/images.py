@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 API_MB = 250  # what the gateway's image must stay under
 WORKERS = {"worker": {}, "worker-gpu": {"LOOMWEIGHT_DEVICE": "cpu"}}  # no GPU is asked for where none can be expected
+DRIVERS = {"libcuda.so.1"}  # the host's own
 # What ONNX Runtime's CUDA provider needs and torch, which is loaded before it, has not brought.
 MISSING = """
 import ctypes, importlib.util, pathlib, subprocess, torch
@@ -158,7 +159,11 @@ def main() -> int:
     if arguments.out:
         # In the place of Docker Hub's slim image stands a trimmed Debian of the same release.
         results.write(arguments.out, "images", None, rows, built_by="tests/deploy/images.sh", base="Debian bookworm")
-    return int(any(row["image"] == "api" and row["mb"] >= API_MB for row in rows))
+    wrong = [f"api has {API_MB} MB or more" for row in rows if row["image"] == "api" and row["mb"] >= API_MB]
+    left = {library for row in rows for library in row.get("libraries_left_to_the_host", ())}
+    wrong += [f"worker-gpu lacks {library}: was its torch one for CUDA?" for library in sorted(left - DRIVERS)]
+    print("\n".join(wrong))
+    return len(wrong)
 
 
 if __name__ == "__main__":
