@@ -29,7 +29,8 @@ lint: setup
 	$(BIN)/loomweight bundle verify bundles/starter
 	$(BIN)/python -m benchmarks.render --check
 
-# The result files behind the README; DATA is a folder of image sets in the Hugging Face layout, RUN the bundle's training run.
+# The result files behind the README; DATA is a folder of image sets in the Hugging Face layout, RUN the bundle's training run,
+# BENTOML (if set) a Python that has BentoML.
 RUN ?= runs/starter
 bench: setup
 	$(BIN)/python -m benchmarks.tune_rivals --run $(RUN) --tasks 6 --thousand 1 --probes 20 --out docs/results/tune_rivals.json
@@ -41,7 +42,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.runtime_backends --out docs/results/runtime_backends.json
 	$(BIN)/python -m benchmarks.batching --rounds 3 --out docs/results/batching.json
 	$(BIN)/python -m benchmarks.lanes --out docs/results/lanes.json
-	$(BIN)/python -m benchmarks.load --out docs/results/load.json
+	$(BIN)/python -m benchmarks.load $(if $(BENTOML),--bentoml $(BENTOML)) --rounds 3 --seconds 8 --out docs/results/load.json
 	$(BIN)/python -m benchmarks.better_start --run $(RUN) --data $(DATA) --most-images 10000 --out docs/results/better_start.json
 	$(BIN)/python -m benchmarks.cost --out docs/results/cost.json
 	$(BIN)/python -m benchmarks.novelty --run $(RUN) --data $(DATA) --tasks 10 --out docs/results/novelty.json

@@ -47,7 +47,7 @@ def message(job: JobRecord) -> str:
     """Return what a worker's Celery takes from the job's list in Redis; `@tag@` is where a copy's own tag goes.
 
     Celery makes the task; the envelope around it is that of kombu's virtual transports, which a test compares with one
-    that Celery sent itself. Sending through Celery would be a step of its own beside the record's, and takes 2 ms.
+    that Celery sent itself. Sending through Celery would be a step beside the record's (docs/decisions/0012).
     """
     task = _SENDER.amqp.as_task_v2(job.id, TASKS[job.kind], kwargs={"job_id": job.id}, ignore_result=None)
     content_type, encoding, body = serialization.dumps(task.body, "json")  # type: ignore[no-untyped-call]

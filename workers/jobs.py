@@ -288,10 +288,6 @@ class Jobs:
         """Return the owner ("" for nobody) of a job that ended and may be forgotten; None if there was none."""
         return cast("str | None", self._redis.get(self._key("forgotten", job_id)))
 
-    def active(self, owner: str) -> int:
-        """Return how many jobs of an owner wait or run."""
-        return int(self._redis.scard(self._key("active", owner)))
-
     def counts(self) -> dict[str, QueueCounts]:
         """Return how many jobs wait and run, by queue."""
         with self._redis.pipeline(transaction=False) as pipe:
