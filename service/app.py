@@ -1,16 +1,15 @@
 """The gateway put together. `uvicorn --factory service.app:create_app` runs it."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
+from anyio import create_task_group
 from fastapi import FastAPI
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from starlette.concurrency import run_in_threadpool
 
 from model_store.measured import MeasuredStore
 from model_store.models import ModelRepository
@@ -109,21 +108,12 @@ def _open(settings: GatewaySettings) -> Services:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     tracing.configure("loomweight-gateway", services.settings.traces_endpoint)
-    tasks = [asyncio.create_task(_reap(services)), asyncio.create_task(Sender(services).run())]
-    tasks.append(asyncio.create_task(services.endings.run()))
-    yield
-    for task in tasks:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+    async with create_task_group() as background:
+        for run in (Reaper(services).run, Sender(services).run, services.endings.run):
+            background.start_soon(run)
+        yield
+        background.cancel_scope.cancel()
     await services.followers.aclose()
     services.redis.close()
     services.store.close()
     tracing.close()
-
-
-async def _reap(services: Services) -> None:
-    reaper = Reaper(services)
-    while True:
-        await asyncio.sleep(services.settings.reaper_interval_s)
-        await run_in_threadpool(reaper.tick)

@@ -3,10 +3,12 @@
 Now and then also what is over its time in the store; `loomweight store sweep` does the same at once.
 """
 
+import asyncio
 import logging
-import time
+from collections.abc import Callable
 from contextlib import suppress
 
+from anyio import create_task_group, to_thread
 from redis import RedisError
 
 from model_store.store import StoreError
@@ -28,22 +30,22 @@ class Reaper:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._swept = time.monotonic()
+
+    async def run(self) -> None:
+        """Look again and again until canceled, and sweep every hour.
+
+        A sweep of a large store may take long: no look waits for it, nor does the end of the process.
+        """
+        async with create_task_group() as both:
+            both.start_soon(_every, self._services.settings.reaper_interval_s, self.tick, False)
+            both.start_soon(_every, _SWEEP_EVERY_S, self.sweep, True)
 
     def tick(self) -> None:
-        """Look once. A part that does not answer is left for the next time."""
-        try:
-            self._requeue()
-            self._send()
-            self._expire()
-            self._file()
-            if time.monotonic() - self._swept > _SWEEP_EVERY_S:
-                self.sweep()
-                self._swept = time.monotonic()
-        except (RedisError, StoreError) as error:
-            _log.warning("reaping stopped halfway: %r", error)
-        except Exception:  # noqa: BLE001 - whatever it was, the next look may fare better
-            _log.exception("reaping stopped halfway")
+        """Look once."""
+        self._requeue()
+        self._send()
+        self._expire()
+        self._file()
 
     def sweep(self) -> int:
         """Remove uploads, records and models that are over their time; returns how many objects."""
@@ -91,3 +93,14 @@ class Reaper:
             with suppress(UnknownJob):
                 if jobs.expire(job_id, error) == "expired":
                     self._services.metrics.reaped.labels("expired").inc()
+
+
+async def _every(seconds: float, look: Callable[[], object], left_behind: bool) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await to_thread.run_sync(look, abandon_on_cancel=left_behind)
+        except (RedisError, StoreError) as error:
+            _log.warning("reaping stopped halfway: %r", error)
+        except Exception:  # noqa: BLE001 - whatever it was, the next look may fare better
+            _log.exception("reaping stopped halfway")

@@ -15,16 +15,24 @@ from redis import Redis
 _TAKE = """
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
-local due = redis.call('ZRANGEBYSCORE', ARGV[1], '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))
-for _, id in ipairs(due) do redis.call('ZADD', ARGV[1], now + tonumber(ARGV[3]), id) end
-return due
+local taken = {}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', ARGV[1], '-inf', now, 'LIMIT', 0, tonumber(ARGV[2]))) do
+  local url, key, attempts = unpack(redis.call('HMGET', ARGV[4] .. id, 'url', 'key', 'attempts'))
+  if url then
+    redis.call('ZADD', ARGV[1], now + tonumber(ARGV[3]), id)
+    table.insert(taken, {id, url, key, attempts})
+  else
+    redis.call('ZREM', ARGV[1], id)
+  end
+end
+return taken
 """
 
 _LATER = """
 if redis.call('EXISTS', ARGV[2]) == 0 then return redis.call('ZREM', ARGV[1], ARGV[3]) end
 local clock = redis.call('TIME')
-redis.call('HINCRBY', ARGV[2], 'attempts', 1)
-redis.call('EXPIRE', ARGV[2], ARGV[5])
+redis.call('HINCRBY', ARGV[2], 'attempts', ARGV[5])
+redis.call('EXPIRE', ARGV[2], ARGV[6])
 return redis.call('ZADD', ARGV[1], tonumber(clock[1]) + tonumber(clock[2]) / 1e6 + tonumber(ARGV[4]), ARGV[3])
 """
 
@@ -60,22 +68,16 @@ class Outbox:
 
     def take(self, most: int) -> list[Delivery]:
         """Return webhooks that are due; each is this caller's for `LEASE_S`."""
-        ids = cast("list[str]", self._take(args=[self._due, most, LEASE_S]))
-        with self._redis.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hgetall(self._key(job_id))
-            found = pipe.execute() if ids else []
-        taken = []
-        for job_id, fields in zip(ids, found, strict=True):
-            if fields:
-                taken.append(Delivery(job_id, fields["url"], fields["key"], int(fields["attempts"])))
-            else:
-                self._redis.zrem(self._due, job_id)
-        return taken
+        taken = cast("list[list[str]]", self._take(args=[self._due, most, LEASE_S, self._key("")]))
+        return [Delivery(job_id, url, key_id, int(attempts)) for job_id, url, key_id, attempts in taken]
 
     def again(self, job_id: str, delay_s: float) -> None:
         """Count a failed attempt, and try again later."""
-        self._later(args=[self._due, self._key(job_id), job_id, delay_s, KEPT_S])
+        self._later(args=[self._due, self._key(job_id), job_id, delay_s, 1, KEPT_S])
+
+    def hand_back(self, job_id: str) -> None:
+        """Leave to others, at once, what was taken: no attempt was made, or none to its end."""
+        self._later(args=[self._due, self._key(job_id), job_id, 0, 0, KEPT_S])
 
     def forget(self, job_id: str) -> None:
         """Send nothing (more) for a job."""

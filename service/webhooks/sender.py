@@ -16,6 +16,7 @@ from http import HTTPStatus
 from typing import Literal
 
 import httpx
+from anyio import CancelScope, create_task_group, get_cancelled_exc_class
 from redis import RedisError
 from starlette.concurrency import run_in_threadpool
 
@@ -45,35 +46,46 @@ class Sender:
         self._services = services
         self._resolve = resolve
         self._tls = tls or ssl.create_default_context()
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending = 0
 
     async def run(self) -> None:
-        """Send what is due, again and again."""
+        """Send what is due, again and again.
+
+        Canceled by its task group, it ends when nothing of it is at work: a thread that was left alone could still take
+        deliveries, and each would wait for its lease to end.
+        """
         settings = self._services.settings
-        try:
+        async with create_task_group() as deliveries:
             while True:
                 await asyncio.sleep(settings.callback_interval_s * random.uniform(0.7, 1.0))  # noqa: S311 - jitter
-                with suppress(RedisError):
-                    due = await run_in_threadpool(self._services.outbox.take, AT_ONCE - len(self._sending))
-                    for delivery in due:
-                        task = asyncio.create_task(self._deliver(delivery))
-                        self._sending.add(task)
-                        task.add_done_callback(self._sending.discard)
-        finally:
-            for task in self._sending:
-                task.cancel()
+                with suppress(RedisError):  # it answers again some day
+                    for delivery in await run_in_threadpool(self._services.outbox.take, AT_ONCE - self._sending):
+                        self._sending += 1
+                        deliveries.start_soon(self._deliver, delivery)
 
     async def _deliver(self, delivery: Delivery) -> None:
         try:
-            outcome = await self._attempt(delivery)
-        except (RedisError, StoreError) as error:
-            _log.warning("webhook of job %s is left for later: %r", delivery.job_id, error)
-            return
-        except Exception:  # noqa: BLE001 - one delivery must not end the others
+            outcome = await self._outcome(delivery)
+            with CancelScope(shield=True):  # it was sent, or was not: that is known, so it is noted
+                await run_in_threadpool(self._conclude, delivery, outcome)
+        except Exception as error:  # noqa: BLE001 - one delivery must not end the others
+            unheard_of = not isinstance(error, RedisError | StoreError)
+            _log.warning("webhook of job %s is left for later: %r", delivery.job_id, error, exc_info=unheard_of)
+        except get_cancelled_exc_class():
+            with CancelScope(shield=True), suppress(RedisError):
+                await run_in_threadpool(self._services.outbox.hand_back, delivery.job_id)
+            raise
+        finally:
+            self._sending -= 1
+
+    async def _outcome(self, delivery: Delivery) -> Outcome:
+        try:
+            return await self._attempt(delivery)
+        except (RedisError, StoreError):
+            raise
+        except Exception:  # noqa: BLE001 - it counts as an attempt, so that it is not tried for ever
             _log.exception("webhook of job %s", delivery.job_id)
-            outcome = "failed"
-        with suppress(RedisError):  # then it is sent again
-            await run_in_threadpool(self._conclude, delivery, outcome)
+            return "failed"
 
     def _conclude(self, delivery: Delivery, outcome: Outcome) -> None:
         outbox, pauses = self._services.outbox, self._services.settings.callback_retries_s

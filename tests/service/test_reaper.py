@@ -1,10 +1,12 @@
 import json
 import os
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from redis import ConnectionError as NoRedis
 from redis import Redis
 
 from service.jobs import reaper as reaper_module
@@ -67,12 +69,18 @@ def test_old_uploads_are_swept(start: Start) -> None:
     assert [entry.key for entry in gateway.store.list("inputs/")] == [new.key]
 
 
-def test_the_reaper_outlives_an_outage(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("nobody thought of this"), NoRedis("away")])
+def test_the_reaper_outlives_an_outage(start: Start, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    gateway = start(reaper_interval_s=0.05)
+    looked = threading.Semaphore(0)
+
     def fail() -> list[str]:
-        raise RuntimeError("nobody thought of this")
+        looked.release()
+        raise error
 
     monkeypatch.setattr(gateway.jobs, "orphans", fail)
-    Reaper(gateway.services).tick()
+    assert looked.acquire(timeout=10)
+    assert looked.acquire(timeout=10)
 
 
 def test_jobs_that_no_worker_ended_are_filed(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:

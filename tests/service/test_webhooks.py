@@ -27,7 +27,7 @@ from service.webhooks.sender import MOST_BYTES, Sender, payload
 from service.webhooks.signing import secret_of, sign
 from tests.jobs.samples import ERROR, RESULT
 from tests.service.conftest import Start
-from tests.service.gateway import Gateway, samples_json
+from tests.service.gateway import Gateway, running, samples_json
 from tests.service.problems import problem
 from tests.valkey import free_port
 from workers.messages import GenerateRequest, JobRecord
@@ -250,6 +250,34 @@ def test_a_restart_keeps_what_is_to_be_sent(start: Start, receiver: Receiver, re
     start(**QUICK)
     receiver.wait(1)
     assert redis.ttl(f"loomweight:callback:{job}") != -1
+
+
+@contextmanager
+def sending(start: Start) -> Iterator[Gateway]:
+    """A gateway that sends until the block ends, beside one that stays and sends nothing."""
+    stays = start(**QUICK | {"callback_interval_s": 3_600})
+    with running(stays.services.settings.model_copy(update={"callback_interval_s": 0.02})) as leaves:
+        yield leaves
+
+
+def test_a_gateway_that_stops_hands_on_what_it_was_sending(start: Start, redis: Redis) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with sending(start) as gateway:
+            job = ended(gateway, f"http://127.0.0.1:{silent.getsockname()[1]}/")
+            on_its_way, _ = silent.accept()
+        on_its_way.close()
+    assert 0 < (redis.zscore("loomweight:callbacks", job) or 0) <= time.time()
+    assert redis.hget(f"loomweight:callback:{job}", "attempts") == "0"
+
+
+def test_a_gateway_that_stopped_takes_nothing_more(start: Start, redis: Redis) -> None:
+    with sending(start) as gateway:
+        gateway.services.outbox.register("job-1", "http://127.0.0.1/", "local")
+        redis.zadd("loomweight:callbacks", {"job-1": time.time() + 0.3})
+        redis.client_pause(600)
+        time.sleep(0.1)  # for it to be asking while Redis does not answer
+    time.sleep(1)
+    assert 0 < (redis.zscore("loomweight:callbacks", "job-1") or 0) <= time.time()
 
 
 def test_a_receiver_that_is_gone_is_left_alone(start: Start, receiver: Receiver) -> None:
