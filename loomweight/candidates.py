@@ -194,8 +194,8 @@ def decode(loom: Loom, candidate: Candidate, support: Support) -> Candidate:
     if first is None:
         return candidate
     trunk = loom.trunks(first[None])
-    features = loom.support_features(trunk, support)
-    rows = sum(w * loom.rows_on(features, _latents(c)[None], support, ridge_share=c.ridge)[0] for w, c in parts)
+    heads = loom.heads(loom.support_features(trunk, support), support)
+    rows = sum(w * heads.rows(_latents(c)[None], c.ridge) for w, c in parts)
     assert isinstance(rows, Tensor)
     return replace(candidate, trunk=trunk[0], rows=rows[0])
 

@@ -129,18 +129,36 @@ class Loom(nn.Module):
         self, latents: Tensor, trunks: Tensor, support: Support, *, ridge_share: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Head rows (b, k, width + 1) of latents on their decoded trunks, and the closed-form part of them alone."""
-        return self.rows_on(self.support_features(trunks, support), latents, support, ridge_share=ridge_share)
+        heads = self.heads(self.support_features(trunks, support), support)
+        return heads.rows(latents, ridge_share), heads.closed_form(ridge_share)
 
-    def rows_on(
-        self, features: Tensor, latents: Tensor, support: Support, *, ridge_share: float = 1.0
-    ) -> tuple[Tensor, Tensor]:
-        """As `rows`, from the trunks' features (b, k, m, width) of the conditioning images."""
-        base = self.closed_form(features, support.mask, ridge_share=ridge_share)
-        return base + self.vae.decode_row(latents[:, self.config.vae.latents :]), base
+    def heads(self, features: Tensor, support: Support) -> "Heads":
+        """Heads on the trunks' features (b, k, m, width) of the conditioning images."""
+        return Heads(self, features, support.mask)
 
     def logits(self, trunk: Tensor, rows: Tensor, images: Tensor) -> Tensor:
         """Logits (n, k) of one generated network on adapted images."""
         return nn.functional.linear(self.features(trunk, images), rows[:, :-1], rows[:, -1])
+
+
+class Heads:
+    """Head rows on given features; what they have in common is worked out once."""
+
+    def __init__(self, loom: Loom, features: Tensor, mask: Tensor) -> None:
+        self.features = features
+        self._loom, self._mask = loom, mask
+        self._closed: dict[float, Tensor] = {}
+
+    def closed_form(self, ridge_share: float = 1.0) -> Tensor:
+        """Rows (b, k, width + 1) without anything generated."""
+        if ridge_share not in self._closed:
+            self._closed[ridge_share] = self._loom.closed_form(self.features, self._mask, ridge_share=ridge_share)
+        return self._closed[ridge_share]
+
+    def rows(self, latents: Tensor, ridge_share: float = 1.0) -> Tensor:
+        """Rows (b, k, width + 1) of latents (b, latents + k, dim)."""
+        vae = self._loom.vae
+        return self.closed_form(ridge_share) + vae.decode_row(latents[:, vae.config.latents :])
 
 
 def class_means(features: Tensor, mask: Tensor) -> Tensor:

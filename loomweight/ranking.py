@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loomweight.candidates import BLEND, CLOSED_FORM, Candidate, Kind, decode, pending
-from loomweight.loom import Loom, Support, class_means
+from loomweight.loom import Heads, Loom, Support, class_means
 
 ONE_FOLD_ABOVE = 10
 """Images a class."""
@@ -39,14 +39,15 @@ class Evidence:
         return tuple(self.losses.mean(1).tolist())
 
 
-def calibrated(logits: Tensor, truth: Tensor) -> tuple[float, Tensor]:
-    """The best of a few factors on logits (n, k), and the cross-entropy of each image (n,) with it.
+def calibrated(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """The best of a few factors (...) on logits (..., n, k), and the cross-entropy of each image (..., n) with it.
 
     Candidates differ in how sure they are of themselves, most of all far from the training tasks; that must not decide.
     """
-    losses = torch.stack([F.cross_entropy(logits * t, truth, reduction="none") for t in TEMPERATURES])
-    best = int(losses.mean(1).argmin())
-    return float(TEMPERATURES[best]), losses[best]
+    said = F.log_softmax(logits * TEMPERATURES.view(-1, *(1 for _ in logits.shape)), -1)
+    losses = -said.gather(-1, truth.expand(said.shape[:-1])[..., None]).squeeze(-1)  # (factors, ..., n)
+    best = losses.mean(-1).argmin(0)
+    return TEMPERATURES[best], losses.gather(0, best[None, ..., None].expand(1, *losses.shape[1:])).squeeze(0)
 
 
 def calibrated_loss(logits: Tensor, truth: Tensor) -> float:
@@ -114,7 +115,7 @@ def cross_validate(
     Kinds that share a trunk share its pass over the images; the shared initialisation's features are known already.
     """
     truth = torch.arange(held.classes)[:, None].expand(tested.shape)[tested]
-    passes: dict[tuple[float, int | None], Tensor] = {}
+    passes: dict[tuple[float, int | None], Heads] = {}
     said = []
     for i, kind in enumerate(kinds):
         trunk = kind.trunk, kind.draw
@@ -122,10 +123,10 @@ def cross_validate(
             features = held.trunk_features
             if kind.trunk:
                 features = loom.support_features(loom.trunks(latents[:, i]), held)
-            passes[trunk] = features
-        features = passes[trunk]
-        rows, _ = loom.rows_on(features, latents[:, i], held, ridge_share=kind.ridge)  # (f, k, width + 1)
-        logits = torch.einsum("fkmw,fcw->fkmc", features, rows[..., :-1]) + rows[:, None, None, :, -1]
+            passes[trunk] = loom.heads(features, held)
+        heads = passes[trunk]
+        rows = heads.rows(latents[:, i], kind.ridge)  # (f, k, width + 1)
+        logits = torch.einsum("fkmw,fcw->fkmc", heads.features, rows[..., :-1]) + rows[:, None, None, :, -1]
         said.append(logits[tested])
     features, mask = loom.looked_at(held)
     asked = tested[..., : mask.shape[-1]]
@@ -138,7 +139,7 @@ def cross_validate(
 
 def evidence(answers: Answers, baselines: dict[str, float]) -> Evidence:
     """How good the answers are."""
-    losses = torch.stack([calibrated(a, answers.truth)[1] for a in answers.logits])
+    losses = calibrated(answers.logits, answers.truth)[1]
     return Evidence(losses, tuple(_accuracy(a, answers.truth) for a in answers.logits), baselines)
 
 
@@ -149,13 +150,12 @@ def blend(candidates: Sequence[Candidate], answers: Answers, chosen: Sequence[in
     best temperature first, and its share falls with its loss, softly: choosing one alone throws away what the others
     know, and with few images the choice is mostly luck.
     """
-    found = [calibrated(answers.logits[i], answers.truth) for i in chosen]
-    losses = torch.stack([loss.mean() for _, loss in found])
-    shares = torch.softmax(-SHARPNESS * len(answers.truth) * losses, 0).tolist()
-    weights = [share * factor for share, (factor, _) in zip(shares, found, strict=True)]
-    logits = torch.stack([w * answers.logits[i] for w, i in zip(weights, chosen, strict=True)]).sum(0)
-    factor, _ = calibrated(logits, answers.truth)
-    members = tuple((factor * w, candidates[i]) for w, i in zip(weights, chosen, strict=True))
+    theirs = answers.logits[list(chosen)]
+    factors, losses = calibrated(theirs, answers.truth)
+    weights = factors * torch.softmax(-SHARPNESS * len(answers.truth) * losses.mean(-1), 0)
+    logits = (weights[:, None, None] * theirs).sum(0)
+    weights = weights * calibrated(logits, answers.truth)[0]
+    members = tuple((w, candidates[i]) for w, i in zip(weights.tolist(), chosen, strict=True))
     empty = logits.new_zeros(0)
     return Candidate(None, BLEND, empty, empty, members=members), logits
 

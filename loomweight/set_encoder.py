@@ -33,10 +33,12 @@ class _Attention(nn.Module):
         self.feed = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
-        """queries (..., q, w), keys (..., k, w), mask (..., k) bool: True where a key is real."""
+        """queries (..., q, w), or (q, w) if all sets have the same, keys (..., k, w), mask (..., k) bool: True where a
+        key is real."""
         split = (self.heads, queries.shape[-1] // self.heads)
         q = self.q(self.norm_q(queries)).unflatten(-1, split).transpose(-2, -3)  # (..., heads, q, w / heads)
         k, v = (x.unflatten(-1, split).transpose(-2, -3) for x in self.kv(self.norm_k(keys)).chunk(2, -1))
+        q = q.expand(*k.shape[:-2], *q.shape[-2:])
         allowed = None if mask is None else mask[..., None, None, :]
         y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
         x = queries + self.out(y.transpose(-2, -3).flatten(-2))
@@ -53,8 +55,7 @@ class _Induced(nn.Module):
         self.gather, self.spread = _Attention(width, heads), _Attention(width, heads)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        points = self.points.expand(*x.shape[:-2], *self.points.shape)
-        out: Tensor = self.spread(x, self.gather(points, x, mask))
+        out: Tensor = self.spread(x, self.gather(self.points, x, mask))
         return out
 
 
@@ -67,7 +68,7 @@ class _Pool(nn.Module):
         self.attend = _Attention(width, heads)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        pooled: Tensor = self.attend(self.seed.expand(*x.shape[:-2], 1, -1), x, mask)  # (..., 1, w)
+        pooled: Tensor = self.attend(self.seed, x, mask)  # (..., 1, w)
         return pooled.squeeze(-2)
 
 

@@ -99,8 +99,9 @@ class WeightVae(nn.Module):
         """Global latents (b, latents, dim) -> trunk values (b, p)."""
         if not self.config.trunk:
             return trunk_code.new_zeros(len(trunk_code), 0)
-        trunk: Tensor = self.shared + self.scale * self.decode_trunk(trunk_code.flatten(-2))
-        return trunk
+        # Large weights, few codes: with the weights on the left, the product does not copy them first.
+        trunk: Tensor = (self.decode_trunk.weight @ trunk_code.flatten(-2).T).T.contiguous()
+        return self.shared + self.scale * trunk
 
     def decode_row(self, row_code: Tensor) -> Tensor:
         """Latents (..., dim) -> head rows, or differences of head rows, (..., row); linear."""

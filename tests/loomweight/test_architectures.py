@@ -28,8 +28,9 @@ def test_parameter_counts(spec: ArchitectureSpec, count: int) -> None:
     assert sum(w.numel() for w in spec.initial(10, seeded()).values()) == count
 
 
+@pytest.mark.parametrize("learning", [True, False])
 @pytest.mark.parametrize("spec", [CNN_S, CNN_L])
-def test_forward_is_the_published_network(spec: ArchitectureSpec) -> None:
+def test_forward_is_the_published_network(spec: ArchitectureSpec, learning: bool) -> None:
     # Given the network as its paper tells it, built from torch's own layers
     reference = REFERENCES[spec.name]()
     given_weights = weights(spec, 10)
@@ -37,7 +38,8 @@ def test_forward_is_the_published_network(spec: ArchitectureSpec) -> None:
     # When both see the same images, then they agree
     x = spec.adapt(torch.rand(4, 3, 32, 32, generator=seeded()))
     assert x.shape == (4, spec.channels, spec.side, spec.side)
-    torch.testing.assert_close(spec.forward(given_weights, x), reference(x))
+    with torch.set_grad_enabled(learning):
+        torch.testing.assert_close(spec.forward(given_weights, x), reference(x))
 
 
 def test_adapt_greys_resizes_and_scales() -> None:

@@ -223,11 +223,11 @@ def test_a_blend_is_one_network_that_says_what_its_members_say_on_average(spec: 
     torch.testing.assert_close(of.logits(one.trunk, one.rows, asked), logits, atol=1e-3, rtol=1e-3)
     assert torch.equal(one.trunk, alone[0].trunk)
     # and the one that knows nothing has the smallest share, whatever the others' confidence
-    calibrated = shares / torch.tensor([ranking.calibrated(a, truth)[0] for a in answers.logits])
+    calibrated = shares / ranking.calibrated(answers.logits, truth)[0]
     assert calibrated[1] < calibrated[0] == pytest.approx(float(calibrated[2]))
 
 
-def _factor(blend: Candidate, said: Tensor, truth: Tensor) -> float:
+def _factor(blend: Candidate, said: Tensor, truth: Tensor) -> Tensor:
     """What a blend is brought to its best temperature with."""
     assert blend.origin == BLEND
     return ranking.calibrated(said, truth)[0]
