@@ -1,8 +1,9 @@
-"""What running jobs together is worth: the same clients against a worker that takes one by one and one that does not.
+"""What running jobs together is worth: the same clients against workers that take one by one and workers that do not.
 
     python -m benchmarks.batching --out docs/results/batching.json
 
-Two whole services (`loomweight up`) on the same cores take turns, so that whatever else the machine does concerns both.
+Whole services (`loomweight up`) on the same cores take turns, so that whatever else the machine does concerns all: one
+worker or as many as `up` starts by itself, one on a core, each with one job at a time or with some beside each other.
 So many clients each post a data set (a zip of PNG images), wait for the job (`Prefer: wait`), and post the next. The
 models of a few seeds are compared between the two.
 """
@@ -16,7 +17,10 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import httpx
 import numpy as np
@@ -24,9 +28,15 @@ from safetensors.numpy import load
 
 from benchmarks import results
 from benchmarks.digits import png, service
+from cli.up import default_workers
 
-ARMS: dict[str, str | None] = {"alone": "1", "together": None}
-"""LOOMWEIGHT_BATCH_JOBS; None is the default."""
+ARMS: dict[str, tuple[int | None, int | None]] = {
+    "alone": (1, 1),
+    "one worker": (1, None),
+    "workers, alone": (None, 1),
+    "together": (None, None),
+}
+"""`--workers` of `up`, and LOOMWEIGHT_BATCH_JOBS; None is the default."""
 
 
 def dataset(classes: int, shots: int, seed: int = 0) -> bytes:
@@ -40,28 +50,40 @@ def dataset(classes: int, shots: int, seed: int = 0) -> bytes:
 
 
 @contextmanager
-def started(bundle: Path, batch_jobs: str | None) -> Iterator[str]:
+def started(bundle: Path, workers: int | None, batch_jobs: int | None) -> Iterator[str]:
     os.environ.pop("LOOMWEIGHT_BATCH_JOBS", None)
     if batch_jobs:
-        os.environ["LOOMWEIGHT_BATCH_JOBS"] = batch_jobs
-    with service(bundle) as address:
+        os.environ["LOOMWEIGHT_BATCH_JOBS"] = str(batch_jobs)
+    with service(bundle, *(["--workers", str(workers)] if workers else [])) as address:
+        while httpx.get(f"{address}/readyz", timeout=30).json()["workers"] < (workers or default_workers()):
+            time.sleep(0.5)
         yield address
 
 
-def generate(client: httpx.Client, data: bytes, target: str, seed: int) -> tuple[str, dict[str, float]]:
-    """One job from its POST to its end; the id of its best model, and its timings."""
-    answer = client.post(
-        "/generate",
-        files={"dataset": ("d.zip", data)},
-        data={"target": target, "seed": str(seed)},
-        headers={"Prefer": "wait=60"},
-    )
-    job = answer.raise_for_status().json()
+@dataclass(frozen=True)
+class Form:
+    """A request's body, built once: clients that do little leave the cores to the service."""
+
+    body: bytes
+    content_type: str
+
+    @classmethod
+    def of(cls, data: bytes, target: str, seed: int) -> Self:
+        files, fields = {"dataset": ("d.zip", data)}, {"target": target, "seed": str(seed)}
+        request = httpx.Request("POST", "http://localhost/generate", files=files, data=fields)
+        return cls(request.read(), request.headers["content-type"])
+
+
+def generate(client: httpx.Client, form: Form) -> str:
+    """One job from its POST to its end; the id of its best model."""
+    headers = {"Prefer": "wait=60", "Content-Type": form.content_type}
+    job = client.post("/generate", content=form.body, headers=headers).raise_for_status().json()
     while job["status"] not in ("succeeded", "failed", "expired"):
         time.sleep(0.1)
         job = client.get(f"/jobs/{job['id']}").json()
     assert job["status"] == "succeeded", job
-    return job["result"]["models"][0]["id"], job["result"]["timings_ms"]
+    model: str = job["result"]["models"][0]["id"]
+    return model
 
 
 def busy_s() -> float:
@@ -77,11 +99,12 @@ def round_of(address: str, clients: int, seconds: float, data: bytes, target: st
     end = [0.0]
 
     def work(number: int) -> None:
+        form = Form.of(data, target, number)
         with httpx.Client(base_url=address, timeout=120) as client:
-            generate(client, data, target, number)
+            generate(client, form)
             start.wait()
             while (began := time.monotonic()) < end[0]:
-                generate(client, data, target, number)
+                generate(client, form)
                 waits.append(time.monotonic() - began)
 
     with ThreadPoolExecutor(clients) as pool:
@@ -98,14 +121,15 @@ def round_of(address: str, clients: int, seconds: float, data: bytes, target: st
     return len(waits) / took, waits, (busy_s() - busy) / took
 
 
-def difference(addresses: dict[str, str], data: bytes, target: str, count: int) -> float:
-    """The largest difference between weights that the two services make from the same seeds, posted all at once."""
-    weights: dict[str, list[dict[str, np.ndarray]]] = {}
-    for arm, address in addresses.items():
+def difference(addresses: list[str], data: bytes, target: str, count: int) -> float:
+    """The largest difference between weights that two services make from the same seeds, posted all at once."""
+    weights: list[list[dict[str, np.ndarray]]] = []
+    for address in addresses:
         with httpx.Client(base_url=address, timeout=120) as client, ThreadPoolExecutor(count) as pool:
-            models = list(pool.map(lambda seed, c=client: generate(c, data, target, seed)[0], range(count)))  # type: ignore[misc]
-            weights[arm] = [load(client.get(f"/models/{model}/weights").content) for model in models]
-    alone, together = weights.values()
+            forms = [Form.of(data, target, seed) for seed in range(count)]
+            models = list(pool.map(partial(generate, client), forms))
+            weights.append([load(client.get(f"/models/{model}/weights").content) for model in models])
+    alone, together = weights
     return max(float(np.abs(a[name] - b[name]).max()) for a, b in zip(alone, together, strict=True) for name in a)
 
 
@@ -125,15 +149,15 @@ def main() -> None:
     waits: dict[str, list[float]] = {arm: [] for arm in ARMS}
     cores: dict[str, list[float]] = {arm: [] for arm in ARMS}
     with ExitStack() as stack:
-        addresses = {arm: stack.enter_context(started(given.bundle, jobs)) for arm, jobs in ARMS.items()}
+        addresses = {arm: stack.enter_context(started(given.bundle, *how)) for arm, how in ARMS.items()}
         for number in range(given.rounds):
             for arm, address in addresses.items():
                 rate, waited, worked = round_of(address, given.clients, given.seconds, data, given.target)
                 rates[arm].append(rate)
                 cores[arm].append(worked)
                 waits[arm] += waited
-                print(f"round {number + 1} {arm:9s} {rate:6.2f} jobs/s", flush=True)
-        apart = difference(addresses, data, given.target, 16)
+                print(f"round {number + 1} {arm:14s} {rate:6.2f} jobs/s", flush=True)
+        apart = difference([addresses["alone"], addresses["together"]], data, given.target, 16)
     ratios = [together / alone for alone, together in zip(rates["alone"], rates["together"], strict=True)]
     rows = {
         "jobs_per_second": {arm: results.interval(values) for arm, values in rates.items()},
@@ -147,7 +171,8 @@ def main() -> None:
     }
     print(f"ratio {rows['ratio']}\nlargest difference {apart:.2e}")
     if given.out:
-        results.write(given.out, "batching", None, rows, batch_jobs=ARMS, clients=given.clients, images=50)
+        arms = {arm: {"workers": workers, "batch_jobs": jobs} for arm, (workers, jobs) in ARMS.items()}
+        results.write(given.out, "batching", None, rows, arms=arms, clients=given.clients, images=50)
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ NAMES = {
 
 
 @contextmanager
-def service(bundle: Path) -> Iterator[str]:
-    """`loomweight up` on a free port with a throw-away data folder; gives its address."""
+def service(bundle: Path, *more: str) -> Iterator[str]:
+    """`loomweight up` on a free port with a throw-away data folder, and more options; gives its address."""
     with tempfile.TemporaryDirectory() as data:
         command = [
             str(Path(sys.executable).with_name("loomweight")),
@@ -61,6 +61,7 @@ def service(bundle: Path) -> Iterator[str]:
             data,
             "--bundle",
             str(bundle),
+            *more,
         ]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:
@@ -150,7 +151,11 @@ def measure(bundle_dir: Path, draws: int, console: Console):
     digits = Digits(runtime)
     instead = rivals(bundle, runtime)
     table: dict[int, dict[str, list[tuple[float, float]]]] = {n: defaultdict(list) for n in SHOTS}
-    with service(bundle_dir) as address, LoomweightClient(address) as client, tempfile.TemporaryDirectory() as scratch:
+    with (
+        service(bundle_dir, "--workers", "1") as address,
+        LoomweightClient(address) as client,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         console.print(f"The service answers at {address}; sending digits …")
         for shots in SHOTS:
             for seed in range(draws):

@@ -41,7 +41,7 @@ def main() -> None:
     images = [png(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)) for _ in range(10 * options.shots)]
     labels = [str(i % 10) for i in range(len(images))]
     measured: dict[str, list[float]] = {}
-    with service(options.bundle) as address, httpx.Client(base_url=address, timeout=60) as http:
+    with service(options.bundle, "--workers", "1") as address, httpx.Client(base_url=address, timeout=60) as http:
         for target in ("cnn-l", "head"):
             for number in range(options.requests + 3):
                 files = [("samples", (f"{i}.png", data, "image/png")) for i, data in enumerate(images)]

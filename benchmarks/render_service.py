@@ -5,6 +5,13 @@ from typing import Any
 
 from benchmarks.render_fewshot import grid
 
+_ARMS = {
+    "alone": "one worker, one job at a time",
+    "one worker": "one worker, jobs beside each other",
+    "workers, alone": "a worker a core, one job at a time each",
+    "together": "a worker a core, jobs beside each other (`loomweight up`)",
+}
+
 
 def load(content: dict[str, Any]) -> str:
     """Whole trips and bare POSTs, beside what somebody would build instead; a range over the rounds."""
@@ -42,16 +49,16 @@ def load(content: dict[str, Any]) -> str:
 
 
 def batching(content: dict[str, Any]) -> str:
-    """A worker that takes jobs along, beside one that does not."""
+    """Workers that take jobs along, beside workers that do not."""
     r = content["rows"]
     waits, rates = r["client_waits_s"], r["jobs_per_second"]
     rows = [
         [label, f"{rates[arm]['mean']:.1f}", f"{waits[arm]['p50']:.1f}", f"{waits[arm]['p95']:.1f}"]
-        for arm, label in (("alone", "one job at a time"), ("together", "jobs beside each other (default)"))
+        for arm, label in _ARMS.items()
     ]
     ratio, s = r["ratio"], content["settings"]
     note = (
-        f"\nRatio {ratio['mean']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}), {s['clients']} clients, "
-        f"{s['images']} images a job; weights differ by {r['largest_difference_of_weights']:.0e} at most.\n"
+        f"\nThe last to the first: {ratio['mean']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}), "
+        f"{s['clients']} clients, {s['images']} images a job; weights differ by {r['largest_difference_of_weights']:.0e} at most.\n"
     )
-    return grid(["one worker, two cores, `cnn-l`", "jobs a second", "a client waits, s", "95 %"], rows) + note
+    return grid(["two cores, `cnn-l`", "jobs a second", "a client waits, s", "95 %"], rows) + note

@@ -73,13 +73,21 @@ def worker() -> None:
     help="Where jobs, models and logs are kept.",
 )
 @click.option("--bundle", type=_FOLDER, help="The bundle to generate with.  [default: the configured one]")
-def up(host: str, port: int, data: Path, bundle: Path | None) -> None:
-    """Run the whole service on this machine: broker, worker and gateway."""
-    from cli.up import Stack, StackError
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Workers.  [default: one on a GPU, else one a core, at most 4]",
+)
+def up(host: str, port: int, data: Path, bundle: Path | None, workers: int | None) -> None:
+    """Run the whole service on this machine: broker, workers and gateway."""
+    from cli.up import Stack, StackError, default_workers
 
     with ExitStack() as cleanup:
         cleanup.enter_context(_interruptible())
-        stack = cleanup.enter_context(Stack(host=host, port=port, data=data, bundle=bundle or default_bundle()))
+        stack = Stack(
+            host=host, port=port, data=data, bundle=bundle or default_bundle(), workers=workers or default_workers()
+        )
+        cleanup.enter_context(stack)
         try:
             stack.start()
             click.echo(f"Loomweight is ready at {stack.url}")

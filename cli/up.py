@@ -1,7 +1,7 @@
-"""The whole service on one machine: an embedded Valkey, one worker and the gateway, under one supervisor.
+"""The whole service on one machine: an embedded Valkey, workers and the gateway, under one supervisor.
 
 Every part is a process in a session of its own, so that Ctrl-C reaches only the supervisor, which stops them in order:
-the gateway takes no more, the worker ends, the broker goes last. What they say goes to `DATA/logs`.
+the gateway takes no more, the workers end, the broker goes last. What they say goes to `DATA/logs`.
 """
 
 import ctypes
@@ -26,6 +26,8 @@ START_SECONDS = 180.0
 STOP_SECONDS = 5.0
 SOFT_SHUTDOWN_SECONDS = 2.0
 _RESTARTS = 5  # of a worker within a minute, until it is given up
+_WORKER = "worker"
+_MOST_WORKERS = 4  # unless more are asked for: each holds the bundle, half a gigabyte with all around it
 _PR_SET_PDEATHSIG = 1
 _GIVEN_FIRST = {"LOOMWEIGHT_BOOTSTRAP_KEY", "LOOMWEIGHT_CALLBACK_SECRET"}  # ours only where the environment has none
 
@@ -35,13 +37,14 @@ class StackError(Exception):
 
 
 class Stack:
-    """The parts of one service. A context manager: leaving it leaves no process behind."""
+    """The parts of one service, so many workers among them. A context manager: leaving it leaves no process behind."""
 
-    def __init__(self, *, host: str, port: int, data: Path, bundle: Path) -> None:
+    def __init__(self, *, host: str, port: int, data: Path, bundle: Path, workers: int = 1) -> None:
         self.host, self.port, self.data, self.bundle = host, port, data.resolve(), bundle.resolve()
+        self._workers = [_WORKER, *(f"{_WORKER}-{number}" for number in range(2, workers + 1))]
         self._parts: dict[str, subprocess.Popen[bytes]] = {}
         self._lock: IO[bytes] | None = None
-        self._worker_starts: list[float] = []
+        self._worker_starts: dict[str, list[float]] = {name: [] for name in self._workers}
         self._environment: dict[str, str] = {}
 
     @property
@@ -62,7 +65,10 @@ class Stack:
         self.stop()
 
     def start(self) -> None:
-        """Start every part and return once `/readyz` says that all are there. Raises `StackError`."""
+        """Start every part and return once `/readyz` says that all are there, workers but the first left out.
+
+        Raises `StackError`.
+        """
         if not (self.bundle / "bundle.json").is_file():
             raise StackError(f"{self.bundle} holds no bundle; name one with --bundle DIR, or train it.")
         self._claim_port()
@@ -71,23 +77,25 @@ class Stack:
         self._environment = self._settings(redis_port)
         self._spawn("redis", "-m", "cli.valkey", str(self.data / "redis"), str(redis_port))
         self._await(lambda: _listens(redis_port), 15)
-        self._start_worker()
+        self._start_worker(_WORKER)
         self._spawn("gateway", "-m", "cli.main", "serve", "--host", self.host, "--port", str(self.port))
         self._await(self._is_ready, START_SECONDS)
+        for name in self._workers[1:]:  # not before: they load the bundle on the cores that the first one loads it on
+            self._start_worker(name)
 
     def watch(self) -> None:
         """Return while all is well; start a worker that ended anew. Raises `StackError` when a part cannot be had."""
         for name, process in self._parts.items():
             if process.poll() is None:
                 continue
-            if name != "worker":
+            if name not in self._workers:
                 raise StackError(f"The {name} ended unexpectedly; see {self._log(name)}.")
-            self._start_worker()
+            self._start_worker(name)
             return
 
     def stop(self) -> None:
         """Stop every part, the broker last, within seconds; safe to call again."""
-        for names in (("gateway", "worker"), ("redis",)):
+        for names in (("gateway", *self._workers), ("redis",)):
             _end([process for name in names if (process := self._parts.pop(name, None))])
         if self._lock:
             self._lock.close()
@@ -128,18 +136,26 @@ class Stack:
         # Idle OpenMP threads sleep instead of spinning: the gateway, the broker and the client share these cores.
         return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **ours}
 
-    def _start_worker(self) -> None:
+    def _start_worker(self, name: str) -> None:
         now = time.monotonic()
-        self._worker_starts = [at for at in self._worker_starts if now - at < 60] + [now]
-        if len(self._worker_starts) > _RESTARTS:
-            raise StackError(f"The worker ends again and again; see {self._log('worker')}.")
-        self._spawn("worker", "-m", "cli.main", "worker")
+        starts = [at for at in self._worker_starts[name] if now - at < 60] + [now]
+        if len(starts) > _RESTARTS:
+            raise StackError(f"The {name} ends again and again; see {self._log(name)}.")
+        self._worker_starts[name] = starts
+        own = {}
+        if len(self._workers) > 1:
+            own["LOOMWEIGHT_THREADS"] = os.environ.get(
+                "LOOMWEIGHT_THREADS", str(max(1, _cores() // len(self._workers)))
+            )
+        if port := os.environ.get("LOOMWEIGHT_METRICS_PORT"):
+            own["LOOMWEIGHT_METRICS_PORT"] = str(int(port) + self._workers.index(name))
+        self._spawn(name, "-m", "cli.main", "worker", **own)
 
-    def _spawn(self, name: str, *arguments: str) -> None:
+    def _spawn(self, name: str, *arguments: str, **environment: str) -> None:
         with self._log(name).open("ab") as log:
             self._parts[name] = subprocess.Popen(  # noqa: S603 - our own modules
                 [sys.executable, *arguments],
-                env=self._environment,
+                env=self._environment | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -174,6 +190,17 @@ def _kept_secret(path: Path) -> str:
         with os.fdopen(descriptor, "w") as file:
             file.write(secrets.token_urlsafe(32))
     return path.read_text().strip()
+
+
+def default_workers() -> int:
+    """Return how many workers make good use of this machine: jobs share a GPU best from one (docs/decisions/0010)."""
+    on_cpu = os.environ.get("LOOMWEIGHT_DEVICE", "auto") == "cpu" or not Path("/dev/nvidiactl").exists()
+    return min(_cores(), _MOST_WORKERS) if on_cpu else 1
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def free_port() -> int:

@@ -143,7 +143,7 @@ def load() -> dict[str, Any]:
 
 
 def batching() -> dict[str, Any]:
-    arms = ("alone", "together")
+    arms = ("alone", "one worker", "workers, alone", "together")
     rows = {
         "jobs_per_second": {arm: cell(12.0) for arm in arms},
         "client_waits_s": {arm: {"p50": 1.0, "p95": 2.0} for arm in arms},

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import onnxruntime
 import pytest
@@ -23,8 +24,8 @@ COMMAND = [sys.executable, "-m", "cli.main"]
 
 
 @contextmanager
-def running(tmp_path: Path, bundle: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    arguments = ["up", "--port", "0", "--data", str(tmp_path / "data"), "--bundle", str(bundle)]
+def running(tmp_path: Path, bundle: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    arguments = ["up", "--port", "0", "--data", str(tmp_path / "data"), "--bundle", str(bundle), *more]
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         stdout=subprocess.PIPE,
@@ -122,15 +123,18 @@ def test_generate_through_the_command(tmp_path: Path, tiny_bundle: Path, folder:
         until(lambda: gone(children), 2)
 
 
-def test_jobs_and_models_outlive_a_restart_and_a_lost_worker(tmp_path: Path, tiny_bundle: Path, folder: Path) -> None:
+def test_jobs_and_models_outlive_a_restart_and_lost_workers(tmp_path: Path, tiny_bundle: Path, folder: Path) -> None:
     files = [path.read_bytes() for path in sorted(folder.glob("*/*"))]
     labels = [path.parent.name for path in sorted(folder.glob("*/*"))]
-    with running(tmp_path, tiny_bundle) as (_, url), LoomweightClient(url, patience=60) as client:
+    two = ("--workers", "2")
+    with running(tmp_path, tiny_bundle, *two) as (_, url), LoomweightClient(url, patience=60) as client:
         done = client.wait(client.generate_samples(files, labels, {"keep": 2}), timeout=60)
+        until(lambda: httpx.get(f"{url}/readyz").json()["workers"] == 2, 60)
 
-        # Given a worker that is killed, the supervisor starts another
-        _kill_worker(tmp_path)
-        until(lambda: len(_workers(tmp_path)) == 2)
+        # Given workers that are killed, the supervisor starts others
+        for log in ("worker", "worker-2"):
+            os.killpg(_workers(tmp_path, log)[-1], signal.SIGKILL)
+        until(lambda: all(len(_workers(tmp_path, log)) == 2 for log in ("worker", "worker-2")), 60)
         assert client.wait(client.generate_samples(files, labels, {}), timeout=60)["status"] == "succeeded"
 
     with running(tmp_path, tiny_bundle) as (_, url), LoomweightClient(url) as client:
@@ -139,12 +143,8 @@ def test_jobs_and_models_outlive_a_restart_and_a_lost_worker(tmp_path: Path, tin
             client.download(model["id"], tmp_path / "model.safetensors")
 
 
-def _kill_worker(tmp_path: Path) -> None:
-    os.killpg(_workers(tmp_path)[-1], signal.SIGKILL)
-
-
-def _workers(tmp_path: Path) -> list[int]:
-    log = (tmp_path / "data" / "logs" / "worker.log").read_text()
+def _workers(tmp_path: Path, name: str) -> list[int]:
+    log = (tmp_path / "data" / "logs" / f"{name}.log").read_text()
     return [int(pid) for pid in re.findall(r"loomweight-(\d+)@\S+ ready", log)]
 
 
