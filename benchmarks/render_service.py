@@ -59,6 +59,7 @@ def batching(content: dict[str, Any]) -> str:
     ratio, s = r["ratio"], content["settings"]
     note = (
         f"\nThe last to the first: {ratio['mean']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f}), "
-        f"{s['clients']} clients, {s['images']} images a job; weights differ by {r['largest_difference_of_weights']:.0e} at most.\n"
+        f"{s['clients']} clients, {s['images']} images a job; "
+        f"weights differ by {r['largest_difference_of_weights']:.0e} at most.\n"
     )
     return grid(["two cores, `cnn-l`", "jobs a second", "a client waits, s", "95 %"], rows) + note
