@@ -29,6 +29,7 @@ from workers.worker_settings import WorkerSettings
 _log = logging.getLogger(__name__)
 _WARM_UP_IMAGES = 8  # of each class
 _BATCH_JOBS, _BATCH_WAIT_S = 16, 0.05  # on a GPU
+_MOST_CORES = 2  # Threads of one process take turns in all that Python does: more cores want more workers.
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Runtime:
     def lanes(self) -> int:
         """How many jobs run at once."""
         # Twice as many as can compute: the others read and store.
-        return self.settings.batch_jobs or (2 * torch.get_num_threads() if self.device == "cpu" else _BATCH_JOBS)
+        on_cpu = 2 * min(_MOST_CORES, torch.get_num_threads())
+        return self.settings.batch_jobs or (on_cpu if self.device == "cpu" else _BATCH_JOBS)
 
     @cached_property
     def batch_wait_s(self) -> float:

@@ -30,8 +30,8 @@ class WorkerSettings(Settings):
     batch_jobs: int | None = Field(
         default=None,
         ge=1,
-        description="Jobs that wait together run together, so many at most; 1: each alone. Default: two a CPU thread, "
-        "16 on a GPU.",
+        description="Jobs that wait together run together, so many at most; 1: each alone. Default: two a CPU thread "
+        "and 4 at most, 16 on a GPU.",
     )
     batch_wait_s: float | None = Field(
         default=None,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+import torch
 from prometheus_client import REGISTRY
 from redis import Redis
 
@@ -25,6 +26,18 @@ def having(runtime: Runtime, **settings: float) -> Runtime:
 
 def statuses(runtime: Runtime, job_ids: list[str]) -> list[str]:
     return [runtime.jobs.get(job_id).status for job_id in job_ids]
+
+
+@pytest.mark.parametrize(
+    ("device", "threads", "given", "lanes"),
+    [("cpu", 1, None, 2), ("cpu", 2, None, 4), ("cpu", 32, None, 4), ("cpu", 2, 7, 7), ("cuda", 2, None, 16)],
+)
+def test_how_many_run_at_once(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, device: str, threads: int, given: int | None, lanes: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    settings = runtime.settings.model_copy(update={"batch_jobs": given})
+    assert replace(runtime, device=device, settings=settings).lanes == lanes
 
 
 def test_what_waits_behind_a_job_runs_with_it(runtime: Runtime, submit: Submit, generator: StandIn) -> None:
