@@ -4,8 +4,9 @@
 
 Whole services (`loomweight up`) on the same cores take turns, so that whatever else the machine does concerns all: one
 worker or as many as `up` starts by itself, one on a core, each with one job at a time or with some beside each other.
+Cores at work are the machine's, clients included.
 So many clients each post a data set (a zip of PNG images), wait for the job (`Prefer: wait`), and post the next. The
-models of a few seeds are compared between the two.
+models of a few seeds are compared between the first and the last.
 """
 
 import argparse
@@ -55,7 +56,10 @@ def started(bundle: Path, workers: int | None, batch_jobs: int | None) -> Iterat
     if batch_jobs:
         os.environ["LOOMWEIGHT_BATCH_JOBS"] = str(batch_jobs)
     with service(bundle, *(["--workers", str(workers)] if workers else [])) as address:
-        while httpx.get(f"{address}/readyz", timeout=30).json()["workers"] < (workers or default_workers()):
+        end = time.monotonic() + 180
+        while httpx.get(f"{address}/readyz", timeout=30).json().get("workers", 0) < (workers or default_workers()):
+            if time.monotonic() > end:
+                raise TimeoutError("a worker does not start")
             time.sleep(0.5)
         yield address
 

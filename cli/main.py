@@ -54,7 +54,7 @@ def serve(host: str, port: int, workers: int) -> None:
 
 @main.command()
 def worker() -> None:
-    """Run one worker: it loads the bundle and generates, one job at a time."""
+    """Run one worker: it loads the bundle and generates, a few jobs beside each other."""
     # Read by Celery when it is imported: SIGTERM gives a running job `soft_shutdown_s` to end, then the worker goes.
     os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
     from workers.app import main as run

@@ -6,6 +6,7 @@ the gateway takes no more, the workers end, the broker goes last. What they say 
 
 import ctypes
 import fcntl
+import math
 import os
 import secrets
 import signal
@@ -27,6 +28,8 @@ STOP_SECONDS = 5.0
 SOFT_SHUTDOWN_SECONDS = 2.0
 _RESTARTS = 5  # of a worker within a minute, until it is given up
 _WORKER = "worker"
+_GPU_NODES = ("/dev/nvidiactl", "/dev/dxg")  # dxg: Windows' subsystem for Linux
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MOST_WORKERS = 4  # unless more are asked for: each holds the bundle, half a gigabyte with all around it
 _PR_SET_PDEATHSIG = 1
 _GIVEN_FIRST = {"LOOMWEIGHT_BOOTSTRAP_KEY", "LOOMWEIGHT_CALLBACK_SECRET"}  # ours only where the environment has none
@@ -140,16 +143,28 @@ class Stack:
         now = time.monotonic()
         starts = [at for at in self._worker_starts[name] if now - at < 60] + [now]
         if len(starts) > _RESTARTS:
-            raise StackError(f"The {name} ends again and again; see {self._log(name)}.")
+            self._give_up(name)
+            return
         self._worker_starts[name] = starts
-        own = {}
-        if len(self._workers) > 1:
-            own["LOOMWEIGHT_THREADS"] = os.environ.get(
-                "LOOMWEIGHT_THREADS", str(max(1, _cores() // len(self._workers)))
-            )
-        if port := os.environ.get("LOOMWEIGHT_METRICS_PORT"):
-            own["LOOMWEIGHT_METRICS_PORT"] = str(int(port) + self._workers.index(name))
-        self._spawn(name, "-m", "cli.main", "worker", **own)
+        self._spawn(name, "-m", "cli.main", "worker", **self._share(name))
+
+    def _share(self, name: str) -> dict[str, str]:
+        """What one of several workers is told beside the others: its part of the cores, and a port of its own."""
+        number, share = self._workers.index(name), {}
+        if len(self._workers) > 1 and "LOOMWEIGHT_THREADS" not in os.environ:
+            share["LOOMWEIGHT_THREADS"] = str(math.ceil(_cores() / len(self._workers)))
+        port = os.environ.get("LOOMWEIGHT_METRICS_PORT", "")
+        if number and port.isdecimal():
+            share["LOOMWEIGHT_METRICS_PORT"] = str(int(port) + number)
+        return share
+
+    def _give_up(self, name: str) -> None:
+        """Go on without a worker, as long as there is another. Raises `StackError` if there is none."""
+        problem = f"The {name} ends again and again; see {self._log(name)}."
+        self._parts.pop(name, None)
+        if not any(other in self._parts for other in self._workers):
+            raise StackError(problem)
+        print(f"loomweight: {problem} The others go on.", file=sys.stderr)
 
     def _spawn(self, name: str, *arguments: str, **environment: str) -> None:
         with self._log(name).open("ab") as log:
@@ -194,13 +209,18 @@ def _kept_secret(path: Path) -> str:
 
 def default_workers() -> int:
     """Return how many workers make good use of this machine: jobs share a GPU best from one (docs/decisions/0010)."""
-    on_cpu = os.environ.get("LOOMWEIGHT_DEVICE", "auto") == "cpu" or not Path("/dev/nvidiactl").exists()
-    return min(_cores(), _MOST_WORKERS) if on_cpu else 1
+    device = os.environ.get("LOOMWEIGHT_DEVICE", "auto")
+    gpu = any(Path(node).exists() for node in _GPU_NODES) if device == "auto" else device != "cpu"
+    return 1 if gpu else min(_cores(), _MOST_WORKERS)
 
 
 def _cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    """Return how many cores this process may use, a container's quota rounded up."""
+    here = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # another system, another cgroup version, or "max": no quota
+        quota, period = map(int, _QUOTA.read_text().split())
+        return min(here, math.ceil(quota / period))
+    return here
 
 
 def free_port() -> int:

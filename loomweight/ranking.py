@@ -44,8 +44,9 @@ def calibrated(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
     Candidates differ in how sure they are of themselves, most of all far from the training tasks; that must not decide.
     """
-    said = F.log_softmax(logits * TEMPERATURES.view(-1, *(1 for _ in logits.shape)), -1)
-    losses = -said.gather(-1, truth.expand(said.shape[:-1])[..., None]).squeeze(-1)  # (factors, ..., n)
+    of = truth.expand(logits.shape[:-1])[..., None]
+    # One factor at a time: logits may be many, and are held once more and not seven times.
+    losses = torch.stack([-F.log_softmax(logits * t, -1).gather(-1, of).squeeze(-1) for t in TEMPERATURES])
     best = losses.mean(-1).argmin(0)
     return TEMPERATURES[best], losses.gather(0, best[None, ..., None].expand(1, *losses.shape[1:])).squeeze(0)
 

@@ -114,12 +114,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         # every request for 50 ms and more.
         gc.collect()
         gc.freeze()
-    async with create_task_group() as background:
-        for run in (Reaper(services).run, Sender(services).run, services.endings.run):
-            background.start_soon(run)
-        yield
-        background.cancel_scope.cancel()
-    await services.followers.aclose()
-    services.redis.close()
-    services.store.close()
-    tracing.close()
+    try:
+        async with create_task_group() as background:
+            for run in (Reaper(services).run, Sender(services).run, services.endings.run):
+                background.start_soon(run)
+            yield
+            background.cancel_scope.cancel()
+    finally:
+        await services.followers.aclose()
+        services.redis.close()
+        services.store.close()
+        tracing.close()

@@ -1,8 +1,8 @@
 """The Celery worker: which tasks it has, what happens in its processes, how it starts and stops.
 
 The pool is prefork with one process: a parent that only talks to the broker, and a child that loads the bundle after
-the fork (CUDA demands that) and runs one job at a time. More jobs at once mean more workers. Celery's own revocation is
-not used: a cancel is a flag in the job's record, looked at between denoising steps.
+the fork (CUDA demands that) and runs one task at a time, which takes along jobs that wait (`workers/batches.py`).
+Celery's own revocation is not used: a cancel is a flag in the job's record, looked at between denoising steps.
 """
 
 import logging

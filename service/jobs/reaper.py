@@ -34,7 +34,7 @@ class Reaper:
     async def run(self) -> None:
         """Look again and again until canceled, and sweep every hour.
 
-        A sweep of a large store may take long: no look waits for it, nor does the end of the process.
+        A sweep of a large store may take long: no look waits for it, nor does whoever cancels.
         """
         async with create_task_group() as both:
             both.start_soon(_every, self._services.settings.reaper_interval_s, self.tick, False)

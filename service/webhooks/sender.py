@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import Literal
 
 import httpx
-from anyio import CancelScope, create_task_group, get_cancelled_exc_class
+from anyio import CancelScope, create_task_group, get_cancelled_exc_class, move_on_after, to_thread
 from redis import RedisError
 from starlette.concurrency import run_in_threadpool
 
@@ -33,6 +33,7 @@ from workers.messages import JobRecord
 MOST_BYTES = 20_000
 TIMEOUT_S = 15.0
 AT_ONCE = 32
+_HAND_BACK_S = 2.0
 Outcome = Literal["delivered", "failed", "refused", "gone", "given-up", "dropped"]
 _log = logging.getLogger(__name__)
 
@@ -51,17 +52,23 @@ class Sender:
     async def run(self) -> None:
         """Send what is due, again and again.
 
-        Canceled by its task group, it ends when nothing of it is at work: a thread that was left alone could still take
-        deliveries, and each would wait for its lease to end.
+        Canceled by its task group, it ends when nothing of it is at work, which may take as long as a client of Redis
+        is patient: a thread that was left alone could still take deliveries, and each would wait for its lease to end.
         """
         settings = self._services.settings
         async with create_task_group() as deliveries:
             while True:
                 await asyncio.sleep(settings.callback_interval_s * random.uniform(0.7, 1.0))  # noqa: S311 - jitter
-                with suppress(RedisError):  # it answers again some day
-                    for delivery in await run_in_threadpool(self._services.outbox.take, AT_ONCE - self._sending):
-                        self._sending += 1
-                        deliveries.start_soon(self._deliver, delivery)
+                try:
+                    due = await run_in_threadpool(self._services.outbox.take, AT_ONCE - self._sending)
+                except RedisError:
+                    continue  # it answers again some day, and others say that it does not
+                except Exception:  # noqa: BLE001 - whatever it was, the next look may fare better
+                    _log.exception("webhooks that are due cannot be looked up")
+                    continue
+                for delivery in due:
+                    self._sending += 1
+                    deliveries.start_soon(self._deliver, delivery)
 
     async def _deliver(self, delivery: Delivery) -> None:
         try:
@@ -72,8 +79,8 @@ class Sender:
             unheard_of = not isinstance(error, RedisError | StoreError)
             _log.warning("webhook of job %s is left for later: %r", delivery.job_id, error, exc_info=unheard_of)
         except get_cancelled_exc_class():
-            with CancelScope(shield=True), suppress(RedisError):
-                await run_in_threadpool(self._services.outbox.hand_back, delivery.job_id)
+            with move_on_after(_HAND_BACK_S, shield=True), suppress(RedisError):
+                await to_thread.run_sync(self._services.outbox.hand_back, delivery.job_id, abandon_on_cancel=True)
             raise
         finally:
             self._sending -= 1

@@ -1,6 +1,7 @@
 """The command line, as a process where that matters."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
+from cli import up
 from cli.client import LoomweightClient
 from cli.generate import EmptyFolder, _report, pack_folder
 from cli.main import default_bundle, main
@@ -164,6 +166,81 @@ def test_a_worker_that_cannot_start_ends_the_stack(tmp_path: Path, bundle: Path)
     assert result.returncode == 1
     assert result.stderr == f"loomweight: The worker does not start; see {tmp_path / 'data' / 'logs' / 'worker.log'}.\n"
     assert "InvalidBundle" in (tmp_path / "data" / "logs" / "worker.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("device", "nodes", "cores", "workers"),
+    [
+        ("auto", (), 1, 1),
+        ("auto", (), 2, 2),
+        ("auto", (), 64, 4),
+        ("auto", ("/dev/null",), 8, 1),
+        ("cpu", ("/dev/null",), 8, 4),
+        ("cuda:1", (), 8, 1),
+    ],
+)
+def test_how_many_workers_a_machine_gets(
+    monkeypatch: pytest.MonkeyPatch, device: str, nodes: tuple[str, ...], cores: int, workers: int
+) -> None:
+    monkeypatch.setenv("LOOMWEIGHT_DEVICE", device)
+    monkeypatch.setattr(up, "_GPU_NODES", nodes)
+    monkeypatch.setattr(up, "_cores", lambda: cores)
+    assert up.default_workers() == workers
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("150000 100000", 2), ("100000 100000", 1), ("max 100000", 8), (None, 8), ("9900000 100000", 8)],
+)
+def test_a_containers_quota_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str | None, cores: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(up, "_QUOTA", tmp_path / "cpu.max")
+    if quota:
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert up._cores() == cores
+
+
+def test_each_of_several_workers_has_its_part_and_its_port(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up, "_cores", lambda: 5)
+    monkeypatch.setenv("LOOMWEIGHT_METRICS_PORT", "9100")
+    stack = Stack(host="127.0.0.1", port=0, data=tmp_path, bundle=bundle, workers=2)
+    assert stack._share("worker") == {"LOOMWEIGHT_THREADS": "3"}
+    assert stack._share("worker-2") == {"LOOMWEIGHT_THREADS": "3", "LOOMWEIGHT_METRICS_PORT": "9101"}
+    monkeypatch.setenv("LOOMWEIGHT_THREADS", "1")
+    assert stack._share("worker") == {}
+
+
+def test_a_worker_too_many_is_done_without(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stack = Stack(host="127.0.0.1", port=0, data=tmp_path, bundle=bundle, workers=2)
+    (tmp_path / "logs").mkdir()
+    with stack:
+        for name, code in (("worker", "import time; time.sleep(60)"), ("worker-2", "")):
+            stack._spawn(name, "-c", code)
+        monkeypatch.setattr(stack, "_share", lambda _: {})
+        spawn = stack._spawn
+        monkeypatch.setattr(stack, "_spawn", lambda name, *_, **__: spawn(name, "-c", ""))
+        end = time.monotonic() + 30
+        while "worker-2" in stack._parts:
+            stack.watch()
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert "The worker-2 ends again and again" in capsys.readouterr().err
+        # The last one is missed
+        os.killpg(stack._parts["worker"].pid, signal.SIGKILL)
+        with pytest.raises(StackError, match="The worker ends again and again"):
+            _watch_until(stack, end)
+
+
+def _watch_until(stack: Stack, end: float) -> None:
+    while time.monotonic() < end:
+        stack.watch()
+        time.sleep(0.01)
 
 
 def test_verify_tells_a_damaged_bundle(bundle: Path) -> None:

@@ -129,12 +129,14 @@ def test_jobs_and_models_outlive_a_restart_and_lost_workers(tmp_path: Path, tiny
     two = ("--workers", "2")
     with running(tmp_path, tiny_bundle, *two) as (_, url), LoomweightClient(url, patience=60) as client:
         done = client.wait(client.generate_samples(files, labels, {"keep": 2}), timeout=60)
-        until(lambda: httpx.get(f"{url}/readyz").json()["workers"] == 2, 60)
+        logs = ("worker", "worker-2")
+        until(lambda: all(_workers(tmp_path, log) for log in logs), 60)
+        until(lambda: httpx.get(f"{url}/readyz").json()["workers"] == 2)
 
         # Given workers that are killed, the supervisor starts others
-        for log in ("worker", "worker-2"):
+        for log in logs:
             os.killpg(_workers(tmp_path, log)[-1], signal.SIGKILL)
-        until(lambda: all(len(_workers(tmp_path, log)) == 2 for log in ("worker", "worker-2")), 60)
+        until(lambda: all(len(_workers(tmp_path, log)) == 2 for log in logs), 60)
         assert client.wait(client.generate_samples(files, labels, {}), timeout=60)["status"] == "succeeded"
 
     with running(tmp_path, tiny_bundle) as (_, url), LoomweightClient(url) as client:

@@ -23,6 +23,7 @@ from redis import Redis
 
 from service.access.keys import Keys
 from service.webhooks.addresses import NotAllowed, Rules, is_public, system_resolver
+from service.webhooks.outbox import Delivery
 from service.webhooks.sender import MOST_BYTES, Sender, payload
 from service.webhooks.signing import secret_of, sign
 from tests.jobs.samples import ERROR, RESULT
@@ -262,6 +263,7 @@ def sending(start: Start) -> Iterator[Gateway]:
 
 def test_a_gateway_that_stops_hands_on_what_it_was_sending(start: Start, redis: Redis) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(10)
         with sending(start) as gateway:
             job = ended(gateway, f"http://127.0.0.1:{silent.getsockname()[1]}/")
             on_its_way, _ = silent.accept()
@@ -273,11 +275,29 @@ def test_a_gateway_that_stops_hands_on_what_it_was_sending(start: Start, redis: 
 def test_a_gateway_that_stopped_takes_nothing_more(start: Start, redis: Redis) -> None:
     with sending(start) as gateway:
         gateway.services.outbox.register("job-1", "http://127.0.0.1/", "local")
-        redis.zadd("loomweight:callbacks", {"job-1": time.time() + 0.3})
-        redis.client_pause(600)
+        redis.zadd("loomweight:callbacks", {"job-1": time.time() + 0.5})
+        redis.client_pause(2_000)
         time.sleep(0.1)  # for it to be asking while Redis does not answer
     time.sleep(1)
     assert 0 < (redis.zscore("loomweight:callbacks", "job-1") or 0) <= time.time()
+
+
+def test_the_sender_outlives_what_nobody_foresaw(
+    start: Start, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = start(**QUICK)
+    take, failed = gateway.services.outbox.take, threading.Event()
+
+    def fail_once(most: int) -> list[Delivery]:
+        if failed.is_set():
+            return take(most)
+        failed.set()
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr(gateway.services.outbox, "take", fail_once)
+    assert failed.wait(10)
+    ended(gateway, receiver.url)
+    receiver.wait(1)
 
 
 def test_a_receiver_that_is_gone_is_left_alone(start: Start, receiver: Receiver) -> None:
