@@ -50,7 +50,7 @@ def panels(titles: Sequence[str], *, columns: int = 4) -> tuple[Figure, list[Axe
     figure, axes = plt.subplots(rows, columns, figsize=(max(6.0, 3.1 * columns + 0.4), 2.9 * rows + 0.8), squeeze=False)
     for axis in axes.flat[len(titles) :]:
         axis.set_visible(False)
-    for axis, title in zip(axes.flat, titles, strict=False):
+    for axis, title in zip(axes.flat, titles, strict=False):  # the grid may have places left over
         axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="#e5e5e5", linewidth=0.6)

@@ -31,6 +31,7 @@ def cells(accuracy: Mapping[str, Sequence[float]], seconds: Mapping[str, Sequenc
             "answer_ahead_by": results.interval(list(ours[ANSWER] - np.array(values))),
         }
         if YARDSTICK in seconds:
+            # Some rivals ran on the first tasks only.
             ratios = [a / b for a, b in zip(seconds[name], seconds[YARDSTICK], strict=False)]
             found[name]["times_fine_tune_100"] = float(np.median(ratios))
     return found

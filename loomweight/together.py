@@ -175,7 +175,7 @@ def _run_as_one(calls: list[_Call]) -> None:
             outputs = torch.split(calls[0].run(*joined), sizes)
         except Exception:  # noqa: BLE001 - one of them is to blame: alone, the others do not suffer from it
             outputs = ()
-        for call, output in zip(calls, outputs, strict=False):
+        for call, output in zip(calls, outputs, strict=False):  # none, if the batch failed
             call.output = output
     for call in calls:
         if call.output is None:

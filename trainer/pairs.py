@@ -83,6 +83,7 @@ def _pairs(
         groups: dict[str, list[int]] = {}
         for c in classes:
             groups.setdefault(SUPERCLASS_OF[names[c]], []).append(c)
+        # An odd one is left over, here and below.
         yield from ((a, b) for g in groups.values() for a, b in zip(g[::2], g[1::2], strict=False))
         yield from (pair for g in groups.values() for pair in combinations(g, 2))
         return

@@ -137,7 +137,7 @@ def plot(prometheus: Prometheus, uid: str, out: Path, seconds: float) -> None:
     figure, axes = pyplot.subplots(math.ceil(len(panels) / 3), 3, figsize=(15, 3 * math.ceil(len(panels) / 3)))
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    for axis, panel in zip(axes.flat, panels, strict=False):
+    for axis, panel in zip(axes.flat, panels, strict=False):  # the grid may have places left over
         _draw(axis, panel, prometheus, seconds)
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -227,7 +227,7 @@ def test_more_candidates_keep_the_first_ones(generator: Generator, method: str) 
     few = by_origin(generator.weave(*sent, replace(options, candidates=2)).networks(), method)
     many = by_origin(generator.weave(*sent, replace(options, candidates=5)).networks(), method)
     assert (len(few), len(many)) == (2, 5)
-    for a, b in zip(few, many, strict=False):
+    for a, b in zip(few, many, strict=False):  # the first ones of many
         torch.testing.assert_close(a.trunk, b.trunk, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(a.rows, b.rows, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(many[0].trunk, many[1].trunk)
